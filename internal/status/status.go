@@ -1,0 +1,109 @@
+// Package status is how the running daemon is asked: JSON over HTTP on a unix
+// socket, the server and its client.
+//
+// What always holds: only root and the daemon's own user are answered, whatever
+// the socket's mode; a request is bounded in size and time; fields of Status are
+// added, never renamed or given another meaning while Version stays the same.
+package status
+
+import (
+	"context"
+	"time"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+)
+
+// Version is that of the protocol: the paths and the JSON below.
+const Version = 1
+
+// DefaultSocket is where the daemon listens unless its config says otherwise.
+const DefaultSocket = "/run/edgepolicyd/edgepolicyd.sock"
+
+// The values of Status.Health.
+const (
+	Healthy  = "healthy"  // everything that is known is enforced as written
+	Degraded = "degraded" // enforced, but something was rejected or is not enforceable
+	Failed   = "failed"   // the kernel does not have what it should
+)
+
+// Status is what the daemon knows of itself.
+type Status struct {
+	Version       int      `json:"version"` // of this protocol
+	Health        string   `json:"health"`
+	Reasons       []string `json:"reasons"` // of the health, the most important first; empty if healthy
+	DaemonVersion string   `json:"daemonVersion"`
+
+	Started    time.Time `json:"started"`
+	Generation uint64    `json:"generation"`         // of what is enforced; +1 with each change that reached the kernel
+	LastApply  time.Time `json:"lastApply,omitzero"` // when the kernel took the last change
+
+	Table        string `json:"table"`        // name of the nftables tables
+	TablePresent bool   `json:"tablePresent"` // the kernel has it, as it should be
+
+	Pods         int `json:"pods"`         // enforceable ones
+	IsolatedPods int `json:"isolatedPods"` // in at least one direction
+	Namespaces   int `json:"namespaces"`   // that have an object
+
+	Policies      []PolicyStatus  `json:"policies"`
+	Sources       []SourceStatus  `json:"sources"`
+	Rejected      []Rejected      `json:"rejected"`
+	Unenforceable []Unenforceable `json:"unenforceable"`
+	NeverIsolated []string        `json:"neverIsolated"` // pods that the config exempts (S35), "namespace/pod"
+}
+
+// PolicyStatus is one policy in force.
+type PolicyStatus struct {
+	Name   string    `json:"name"`           // "namespace/name"
+	Source string    `json:"source"`         // where it was read
+	File   string    `json:"file,omitempty"` // "/etc/edgepolicy.d/web.yaml:3"
+	Since  time.Time `json:"since"`          // when this version came into force, as far as this daemon knows
+	Pods   int       `json:"pods"`           // that it selects
+	Stale  bool      `json:"stale,omitempty"`
+}
+
+// SourceStatus is one source of objects.
+type SourceStatus struct {
+	Name     string    `json:"name"`
+	Path     string    `json:"path,omitempty"`
+	Error    string    `json:"error,omitempty"` // it can't be read; what was known last is in force
+	LastRead time.Time `json:"lastRead,omitzero"`
+	Warnings []string  `json:"warnings,omitempty"` // "file:line:column: ..."
+}
+
+// Rejected is a document, file or object that is not in force as written.
+type Rejected struct {
+	Object string `json:"object,omitempty"` // "NetworkPolicy default/web"
+	File   string `json:"file,omitempty"`   // "/etc/edgepolicy.d/web.yaml:3"
+	Reason string `json:"reason"`
+	Kept   bool   `json:"kept"` // an older version of it stays in force
+}
+
+// Unenforceable is a pod whose traffic does not pass the table (S34).
+type Unenforceable struct {
+	Pod    string `json:"pod"` // "namespace/name"
+	Reason string `json:"reason"`
+}
+
+// ReloadResult is what a reload did.
+type ReloadResult struct {
+	Generation uint64   `json:"generation"`
+	Changed    bool     `json:"changed"`
+	Changes    []string `json:"changes"` // "policy default/web changed"
+	Health     string   `json:"health"`  // after it
+	Reasons    []string `json:"reasons"`
+}
+
+// Daemon is what the server asks. Its methods are called by several goroutines
+// at once.
+type Daemon interface {
+	Status() Status
+	// Reload reads the sources now and returns when the kernel has the result.
+	Reload(ctx context.Context) (ReloadResult, error)
+	// Flush takes the tables away on behalf of a user and stops enforcing.
+	Flush(ctx context.Context, uid uint32) error
+	// Snapshot gives what is known, and the options it is judged by.
+	Snapshot() (*inventory.Snapshot, inventory.Options)
+	// Table gives the table as nft text: the whole, or the part of the pod
+	// "namespace/name".
+	Table(pod string) (string, error)
+}
