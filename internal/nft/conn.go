@@ -1,0 +1,223 @@
+// Package nft brings the kernel's nftables table in line with a ruleset.Table:
+// it lowers transactions to netlink messages and reads a table back. It is the
+// only importer of google/nftables.
+//
+// What always holds: one Conn writes one inet table and nothing else. Each
+// transaction is one netlink batch: the kernel applies all of it or nothing.
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+)
+
+// ErrUncertain says that the kernel's answer was lost after a transaction was
+// sent (ENOBUFS): it may be in force or not. Open a new Conn and Read.
+var ErrUncertain = errors.New("the kernel's answer was lost: the change may be in force or not")
+
+// Conn is a netlink socket for one table. It is not safe for concurrent use.
+type Conn struct {
+	conn  *nftables.Conn
+	table *nftables.Table
+}
+
+// Open connects to the nftables of the calling thread's network namespace.
+//
+// Where the kernel has the table flags owner and persist (6.9 and later), the
+// table belongs to this socket: other programs get EPERM on it and `nft flush
+// ruleset` passes it by, and it stays when the socket closes.
+func Open(table string) (*Conn, error) {
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket for nftables: %w", err)
+	}
+	return &Conn{conn: c, table: &nftables.Table{Name: table, Family: nftables.TableFamilyINet}}, nil
+}
+
+// Close closes the socket. The table stays as it is.
+func (c *Conn) Close() error { return c.conn.CloseLasting() }
+
+// Claim makes the table, empty, or takes over the one that is there.
+func (c *Conn) Claim() error {
+	owned := *c.table
+	owned.Flags = nftables.TableFlagOwner | nftables.TableFlagPersist
+	c.conn.AddTable(&owned)
+	err := c.conn.Flush()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPERM) && unix.Geteuid() == 0:
+		if live := c.owner(); live != 0 {
+			return fmt.Errorf("table inet %s belongs to another program's netlink socket (port %d): is another edgepolicyd running? Stop it first: %w", c.table.Name, live, err)
+		}
+	}
+	// An older kernel, or a table made without an owner: go on without.
+	c.conn.AddTable(c.table)
+	if err := c.conn.Flush(); err != nil {
+		return fmt.Errorf("make table inet %s: %w%s", c.table.Name, err, remedy(err))
+	}
+	return nil
+}
+
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return " (CAP_NET_ADMIN is needed: run as root, or as the systemd unit does)"
+	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL):
+		return " (does the kernel have nf_tables? try: modprobe nf_tables)"
+	}
+	return ""
+}
+
+// owner gives the port id of the socket that owns the table, 0 for none.
+func (c *Conn) owner() uint32 {
+	tables, err := c.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return 0
+	}
+	for _, t := range tables {
+		if t.Name == c.table.Name {
+			return t.Owner
+		}
+	}
+	return 0
+}
+
+// Present says whether the table is there.
+func (c *Conn) Present() (bool, error) {
+	tables, err := c.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("list tables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == c.table.Name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Delete takes the table away; a table that is not there is no error.
+func (c *Conn) Delete() error {
+	there, err := c.Present()
+	if err != nil || !there {
+		return err
+	}
+	c.conn.DelTable(c.table)
+	if err := c.conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete table inet %s: %w%s", c.table.Name, err, remedy(err))
+	}
+	return nil
+}
+
+// Apply sends the transactions in order. On an error those before it are in
+// force; ErrUncertain says that the last one may be. The Conn must not be used
+// after an error.
+func (c *Conn) Apply(list []ruleset.Transaction) error {
+	for i, t := range list {
+		if err := c.apply(t); err != nil {
+			if errors.Is(err, unix.ENOBUFS) {
+				err = errors.Join(ErrUncertain, err)
+			}
+			return fmt.Errorf("transaction %d of %d (%d operations): %w", i+1, len(list), len(t), err)
+		}
+	}
+	return nil
+}
+
+func (c *Conn) apply(t ruleset.Transaction) error {
+	for _, op := range t { // chains refer to each other: empty all that go before deleting one
+		if op.Kind == ruleset.DeleteChain {
+			c.conn.FlushChain(c.chain(op.Chain))
+		}
+	}
+	for _, op := range t {
+		if op.Kind == ruleset.DeleteChain {
+			c.conn.DelChain(c.chain(op.Chain))
+		}
+	}
+	for _, op := range t { // and make all that come before one gets its rules
+		if op.Kind == ruleset.AddChain {
+			c.conn.AddChain(c.chain(op.Chain))
+		}
+	}
+	for _, op := range t {
+		if err := c.queue(op); err != nil {
+			return err
+		}
+	}
+	return c.conn.Flush()
+}
+
+// queue adds one operation's messages to the batch.
+func (c *Conn) queue(op ruleset.Op) error {
+	switch op.Kind {
+	case ruleset.AddCounter:
+		c.conn.AddObj(c.counter(op.Name))
+	case ruleset.DeleteCounter:
+		c.conn.DeleteObject(c.counter(op.Name))
+	case ruleset.AddSet:
+		s := c.set(op.Set)
+		if err := c.conn.AddSet(s, nil); err != nil {
+			return fmt.Errorf("set %s: %w", s.Name, err)
+		}
+		return c.elements(op.Set, s, op.Set.Elements, c.conn.SetAddElements)
+	case ruleset.DeleteSet:
+		c.conn.DelSet(c.set(op.Set))
+	case ruleset.AddElements:
+		return c.elements(op.Set, c.set(op.Set), op.Elements, c.conn.SetAddElements)
+	case ruleset.DeleteElements:
+		return c.elements(op.Set, c.set(op.Set), op.Elements, c.conn.SetDeleteElements)
+	case ruleset.AddChain:
+		return c.rules(op.Chain)
+	case ruleset.EditChain:
+		c.conn.FlushChain(c.chain(op.Chain))
+		return c.rules(op.Chain)
+	}
+	return nil
+}
+
+func (c *Conn) counter(name string) *nftables.NamedObj {
+	return &nftables.NamedObj{Table: c.table, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
+}
+
+// hookNumbers are the inet hooks in use.
+var hookNumbers = map[string]*nftables.ChainHook{
+	"forward": nftables.ChainHookForward,
+	"input":   nftables.ChainHookInput,
+}
+
+func (c *Conn) chain(ch *ruleset.Chain) *nftables.Chain {
+	n := &nftables.Chain{Name: ch.Name, Table: c.table}
+	if ch.Hook != nil {
+		accept := nftables.ChainPolicyAccept
+		n.Type, n.Policy = nftables.ChainTypeFilter, &accept
+		n.Hooknum = hookNumbers[ch.Hook.Name]
+		n.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(ch.Hook.Priority))
+	}
+	return n
+}
+
+func (c *Conn) rules(ch *ruleset.Chain) error {
+	target := &nftables.Chain{Name: ch.Name, Table: c.table}
+	for _, r := range ch.Rules {
+		exprs, err := lower(r)
+		if err != nil {
+			return fmt.Errorf("chain %s: %w", ch.Name, err)
+		}
+		rule := &nftables.Rule{Table: c.table, Chain: target, Exprs: exprs}
+		if r.Comment != "" {
+			rule.UserData = userdata.AppendString(nil, userdata.TypeComment, r.Comment)
+		}
+		c.conn.AddRule(rule)
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package ruleset
+
+import (
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+)
+
+// The hooks and priorities, in one place, with the reason for each.
+var (
+	// forward sees traffic between pods, and between pods and the outside, after
+	// DNAT and before SNAT in both directions (S27). Priority 0 (filter) is where
+	// firewalls sit: conntrack (-200) and DNAT (-100) are done.
+	forwardHook = &Hook{Name: "forward", Priority: 0}
+	// input sees what is for the gateway itself (S25). There is no output chain:
+	// what the gateway's own processes send is always allowed (S24).
+	inputHook = &Hook{Name: "input", Priority: 0}
+)
+
+// Names of the chains and maps that every table has.
+const (
+	chainForward = "forward"
+	chainInput   = "input"
+	chainStamp   = "stamp"
+	setND        = "nd"
+	setRA        = "ra"
+)
+
+// family is what differs between IPv4 and IPv6.
+type family struct {
+	suffix      string // of sets: "v4"
+	digit       string // of chains: "4"
+	source      Field
+	destination Field
+	addrType    Type
+	icmp        string
+}
+
+var families = [2]family{
+	{"v4", "4", IPSource, IPDestination, TypeIPv4, "icmp"},
+	{"v6", "6", IP6Source, IP6Destination, TypeIPv6, "ipv6-icmp"},
+}
+
+func key(f ...Field) (k Fields) {
+	copy(k[:], f)
+	return k
+}
+
+func rule(exprs ...Expr) Rule { return Rule{Exprs: exprs} }
+
+func accept() Expr            { return Verdict{Kind: Accept} }
+func gotoChain(n string) Expr { return Verdict{Kind: Goto, Chain: n} }
+
+// commented adds a comment.
+func (r Rule) commented(c string) Rule {
+	r.Comment = c
+	return r
+}
+
+// neighbourDiscovery lets IPv6 work (S22): solicitations and advertisements only
+// as sent on the link itself, with hop limit 255, and MLD with 1 to multicast.
+// Accepted by type alone they would carry data to anywhere.
+func neighbourDiscovery() []Rule {
+	return []Rule{
+		rule(Lookup{Key: key(ICMPv6Type), Set: setND}, Match{HopLimit, "255"}, accept()).commented("neighbour discovery"),
+		rule(Lookup{Key: key(ICMPv6Type), Set: setND}, Match{HopLimit, "1"}, Match{IP6Destination, "ff00::/8"}, accept()).commented("multicast listener discovery"),
+	}
+}
+
+// routerTypes drops what only a router may say, when a pod says it (S22).
+func routerTypes() Rule {
+	return rule(Lookup{Key: key(ICMPv6Type), Set: setRA}, Lookup{Key: key(IP6Source), Set: "pods_v6"}, Verdict{Kind: Drop}).
+		commented("router advertisements and redirects never come from a pod")
+}
+
+// forwardChain is the first thing a packet meets. Flows that were judged under
+// the rules in force carry the epoch and pass at once.
+func forwardChain(m Mark) *Chain {
+	c := &Chain{Name: chainForward, Hook: forwardHook}
+	c.Rules = append(c.Rules, rule(MarkIs{m.Mask, m.Epoch, false}, accept()).commented("judged under these rules"))
+	for _, f := range families {
+		for _, field := range []Field{f.source, f.destination} {
+			c.Rules = append(c.Rules, rule(Lookup{Key: key(field), Set: "pods_" + f.suffix}, gotoChain("judge"+f.digit)))
+		}
+	}
+	return c
+}
+
+// stampChain puts the epoch on a flow that both ends allow. An ICMP error
+// carries the entry of the flow that it is about and must never stamp it.
+func stampChain(m Mark) *Chain {
+	return &Chain{Name: chainStamp, Rules: []Rule{
+		rule(Related, accept()).commented("an ICMP error must not stamp the flow it is about"),
+		rule(SetMark{m.Mask, m.Epoch}, accept()).commented("allowed"),
+	}}
+}
+
+// judgeChains send a packet of one family through the chains of both ends.
+func judgeChains(f family, m Mark) []*Chain {
+	judge := &Chain{Name: "judge" + f.digit}
+	if f.digit == "6" {
+		judge.Rules = append(neighbourDiscovery(), routerTypes())
+	}
+	judge.Rules = append(judge.Rules,
+		rule(Related, Match{L4Proto, f.icmp}, MarkIs{m.Mask, 0, true}, accept()).commented("ICMP errors of an allowed flow"),
+		rule(Reply, gotoChain("judge"+f.digit+"r")),
+		rule(VerdictMap{f.source, "eg_" + f.suffix}),
+		rule(VerdictMap{f.destination, "in_" + f.suffix}),
+		rule(gotoChain(chainStamp)))
+	reply := &Chain{Name: "judge" + f.digit + "r", Rules: []Rule{
+		rule(VerdictMap{f.destination, "egr_" + f.suffix}),
+		rule(VerdictMap{f.source, "inr_" + f.suffix}),
+		rule(gotoChain(chainStamp)),
+	}}
+	return []*Chain{judge, reply}
+}
+
+// inputChain judges what pods send to the gateway itself. Nothing is stamped
+// here: each packet is judged.
+func inputChain(o *inventory.Options, gatewayPorts string) *Chain {
+	c := &Chain{Name: chainInput, Hook: inputHook}
+	if !o.GatewayEgress {
+		return c
+	}
+	c.Rules = append(c.Rules,
+		rule(Match{InInterface, "lo"}, accept()),
+		rule(Reply, accept()).commented("answers to the gateway"),
+		rule(Related, Match{L4Proto, "icmp"}, accept()),
+		rule(Related, Match{L4Proto, "ipv6-icmp"}, accept()))
+	c.Rules = append(c.Rules, neighbourDiscovery()...)
+	c.Rules = append(c.Rules, routerTypes())
+	for _, f := range families {
+		if gatewayPorts != "" {
+			c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: "pods_" + f.suffix},
+				Lookup{Key: key(L4Proto, DestPort), Set: gatewayPorts}, accept()).commented("gateway.allowFromPods"))
+		}
+		c.Rules = append(c.Rules, rule(VerdictMap{f.source, "eg_" + f.suffix}))
+	}
+	return c
+}
+
+// icmpTypes makes a set of ICMPv6 types (RFC 4861, 2710, 3810).
+func icmpTypes(name string, types ...byte) *Set {
+	s := &Set{Name: name, Key: []Type{TypeICMPv6}, Size: 16}
+	for _, t := range types {
+		s.Elements = append(s.Elements, Element{Key: string([]byte{t, 0, 0, 0})})
+	}
+	return s
+}
+
+func constantSets() []*Set {
+	return []*Set{
+		icmpTypes(setND, 130, 131, 132, 133, 135, 136, 143),
+		icmpTypes(setRA, 134, 137),
+	}
+}
+
+// withMark gives the table with another epoch: only the two chains that hold it
+// are new.
+func (t *Table) withMark(m Mark) *Table {
+	n := *t
+	n.Mark = m
+	n.Chains = make(map[string]*Chain, len(t.Chains))
+	for k, c := range t.Chains {
+		n.Chains[k] = c
+	}
+	forward := forwardChain(m)
+	forward.Rules = append(forward.Rules[:1:1], t.Chains[chainForward].Rules[1:]...)
+	n.Chains[chainForward] = forward
+	n.Chains[chainStamp] = stampChain(m)
+	return &n
+}
+
+// MarkInForce finds the mask and epoch that the forward chain lets pass at once.
+func (t *Table) MarkInForce() Mark {
+	c := t.Chains[chainForward]
+	if c == nil || len(c.Rules) == 0 || len(c.Rules[0].Exprs) == 0 {
+		return Mark{}
+	}
+	m, _ := c.Rules[0].Exprs[0].(MarkIs)
+	return Mark{m.Mask, m.Value}
+}

@@ -1,0 +1,370 @@
+package ruleset
+
+import (
+	"slices"
+	"strings"
+)
+
+// OpKind is what an Op does.
+type OpKind uint8
+
+// The operations, each one netlink message or a few of them.
+const (
+	AddCounter OpKind = iota
+	AddSet            // with its elements
+	AddChain          // with its rules
+	EditChain         // replace all rules of a chain that is there
+	DeleteElements
+	AddElements
+	DeleteChain
+	DeleteSet
+	DeleteCounter
+)
+
+// Op is one operation on the table.
+type Op struct {
+	Kind     OpKind
+	Name     string    // of a counter
+	Set      *Set      // of set and element operations
+	Chain    *Chain    // of chain operations
+	Elements []Element // of element operations
+}
+
+// Transaction is what one netlink batch does: the kernel applies all of it or
+// nothing.
+type Transaction []Op
+
+// Change leads from the table in the kernel to the desired one.
+type Change struct {
+	// Target is the table that the kernel holds afterwards: the desired one with
+	// the names and the epoch that the kernel knows.
+	Target *Table
+	// Transactions are to be applied in this order: what is new and nothing points
+	// to yet; the switch; isolation that ends; what nothing points to any more.
+	Transactions []Transaction
+	// Restricts says that the change can deny what is allowed now; the target has
+	// a new epoch then, so that established flows are judged again (S29).
+	Restricts bool
+}
+
+// Empty says that there is nothing to do.
+func (c *Change) Empty() bool { return len(c.Transactions) == 0 }
+
+// Diff works out how to get from actual, what the kernel holds (nil: no table),
+// to desired. The epoch in desired does not matter where there is an actual.
+//
+// A packet evaluates the rules as they were when it began and every set as it is
+// when it looks, so that a packet under way can see an old set first and a new one
+// later. Each order below is chosen so that such a packet is allowed only if the
+// old or the new table allows it (S30).
+func Diff(actual, desired *Table) Change {
+	if actual == nil {
+		actual = &Table{}
+	} else if actual.Mark.Mask == desired.Mark.Mask && actual.Mark.Epoch != 0 {
+		desired = desired.withMark(actual.Mark)
+	}
+	d := differ{actual: actual, renames: map[string]string{}}
+	d.place(desired)
+	d.compare()
+	if d.egressRestricts && len(d.ingressGrows) > 0 {
+		// The packet could pass the egress check on the old sets and the ingress
+		// check on the new ones. New sets under new names are seen by packets that
+		// began with the new rules only.
+		for _, logical := range d.ingressGrows {
+			d.renames[logical] = freeName(actual, logical)
+		}
+		d.place(desired)
+		d.compare()
+	}
+	if d.restricts && len(actual.Chains) > 0 {
+		mark, _ := d.target.Mark.Next()
+		d.target = d.target.withMark(mark)
+		d.compare()
+		d.restricts = true
+	}
+	change := Change{Target: d.target, Restricts: d.restricts}
+	for _, t := range d.transactions {
+		if len(t) > 0 {
+			change.Transactions = append(change.Transactions, t)
+		}
+	}
+	return change
+}
+
+// The transactions of a change, by index.
+const (
+	prepare = iota
+	switchOver
+	release
+	cleanup
+)
+
+type differ struct {
+	actual, target  *Table
+	renames         map[string]string // logical to physical names of sets
+	transactions    [4]Transaction
+	restricts       bool
+	egressRestricts bool
+	ingressGrows    []string // logical names of ingress sets that gain elements in place
+}
+
+// alternatives are the endings of the names that a set can have in the kernel:
+// a set that can't be edited in place is made anew under the next one.
+var alternatives = [...]string{"", ".b", ".c"}
+
+func logicalName(physical string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(physical, ".b"), ".c")
+}
+
+// freeName gives a name for a set that the kernel does not know.
+func freeName(actual *Table, logical string) string {
+	for _, ending := range alternatives[:2] {
+		if actual.Sets[logical+ending] == nil {
+			return logical + ending
+		}
+	}
+	return logical + alternatives[2]
+}
+
+// place decides which set in the kernel each desired set is, and makes the
+// target: the desired table by those names.
+func (d *differ) place(desired *Table) {
+	target := *desired
+	target.Sets = make(map[string]*Set, len(desired.Sets))
+	renamed := map[string]string{}
+	for logical, s := range desired.Sets {
+		physical, forced := d.renames[logical]
+		var old *Set
+		if !forced {
+			physical, old = d.find(logical, s)
+		}
+		n := *s
+		n.Name = physical
+		if old != nil {
+			n.Size = old.Size
+		}
+		if physical != logical {
+			renamed[logical] = physical
+		}
+		target.Sets[physical] = &n
+	}
+	if len(renamed) > 0 {
+		target.Chains = renameSets(desired.Chains, renamed)
+	}
+	d.target = &target
+}
+
+// find gives the name of the set in the kernel that can be edited into s, and
+// that set; else a free name.
+func (d *differ) find(logical string, s *Set) (string, *Set) {
+	for _, ending := range alternatives {
+		if old := d.actual.Sets[logical+ending]; old != nil && old.sameSpec(s) && fits(old, s) {
+			return logical + ending, old
+		}
+	}
+	return freeName(d.actual, logical), nil
+}
+
+// fits says whether old has room for all of s while what s lacks is still there.
+func fits(old, s *Set) bool {
+	if old.Size == 0 || len(old.Elements)+len(s.Elements) <= int(old.Size) {
+		return true
+	}
+	_, fresh := diffElements(old.Elements, s.Elements)
+	return len(old.Elements)+len(fresh) <= int(old.Size)
+}
+
+// renameSets gives chains whose rules name sets by their new names.
+func renameSets(chains map[string]*Chain, renamed map[string]string) map[string]*Chain {
+	out := make(map[string]*Chain, len(chains))
+	for name, c := range chains {
+		out[name] = c
+		for i, r := range c.Rules {
+			for j, e := range r.Exprs {
+				n, ok := renameExpr(e, renamed)
+				if !ok {
+					continue
+				}
+				if out[name] == c {
+					out[name] = &Chain{Name: c.Name, Hook: c.Hook, Rules: slices.Clone(c.Rules)}
+				}
+				rule := &out[name].Rules[i]
+				rule.Exprs = slices.Clone(rule.Exprs)
+				rule.Exprs[j] = n
+			}
+		}
+	}
+	return out
+}
+
+func renameExpr(e Expr, renamed map[string]string) (Expr, bool) {
+	switch e := e.(type) {
+	case Lookup:
+		if n, ok := renamed[e.Set]; ok {
+			e.Set = n
+			return e, true
+		}
+	case VerdictMap:
+		if n, ok := renamed[e.Map]; ok {
+			e.Map = n
+			return e, true
+		}
+	}
+	return nil, false
+}
+
+// compare fills the transactions.
+func (d *differ) compare() {
+	d.transactions = [4]Transaction{}
+	d.restricts, d.egressRestricts, d.ingressGrows = false, false, nil
+	for _, name := range names(d.target.Counters) {
+		if !d.actual.Counters[name] {
+			d.add(prepare, Op{Kind: AddCounter, Name: name})
+		}
+	}
+	for _, name := range names(d.target.Sets) {
+		d.compareSet(d.actual.Sets[name], d.target.Sets[name])
+	}
+	for _, name := range names(d.target.Chains) {
+		d.compareChain(d.actual.Chains[name], d.target.Chains[name])
+	}
+	for _, name := range names(d.actual.Chains) {
+		if d.target.Chains[name] == nil {
+			d.add(cleanup, Op{Kind: DeleteChain, Chain: d.actual.Chains[name]})
+		}
+	}
+	for _, name := range names(d.actual.Sets) {
+		if d.target.Sets[name] == nil {
+			d.add(cleanup, Op{Kind: DeleteSet, Set: d.actual.Sets[name]})
+		}
+	}
+	for _, name := range names(d.actual.Counters) {
+		if !d.target.Counters[name] {
+			d.add(cleanup, Op{Kind: DeleteCounter, Name: name})
+		}
+	}
+}
+
+func (d *differ) add(transaction int, op Op) {
+	d.transactions[transaction] = append(d.transactions[transaction], op)
+}
+
+func (d *differ) compareSet(old, s *Set) {
+	if old == nil {
+		d.add(prepare, Op{Kind: AddSet, Set: s})
+		return
+	}
+	if sameElements(old.Elements, s.Elements) {
+		return
+	}
+	gone, fresh := diffElements(old.Elements, s.Elements)
+	logical := logicalName(s.Name)
+	switch {
+	case s.Verdicts:
+		d.compareMap(s, gone, fresh)
+		return
+	case strings.HasPrefix(logical, "in"):
+		d.restricts = d.restricts || len(gone) > 0
+		if len(fresh) > 0 {
+			d.ingressGrows = append(d.ingressGrows, logical)
+		}
+	case strings.HasPrefix(logical, "eg"):
+		d.restricts = d.restricts || len(gone) > 0
+		d.egressRestricts = d.egressRestricts || len(gone) > 0
+	default: // pods and constants: which flows are judged at all
+		d.restricts = true
+	}
+	d.edit(switchOver, s, gone, fresh)
+}
+
+// compareMap edits a verdict map. Elements that go end an isolation: they go one
+// transaction after the switch, so that no packet finds one pod's isolation
+// ended and another's not begun.
+func (d *differ) compareMap(m *Set, gone, fresh []Element) {
+	replaced := map[string]bool{}
+	for _, e := range fresh {
+		replaced[e.Key] = true
+	}
+	var now, later []Element
+	for _, e := range gone {
+		if replaced[e.Key] {
+			now = append(now, e)
+		} else {
+			later = append(later, e)
+		}
+	}
+	if len(fresh) > 0 {
+		d.restricts = true
+		d.egressRestricts = d.egressRestricts || strings.HasPrefix(m.Name, "eg")
+	}
+	d.edit(switchOver, m, now, fresh)
+	d.edit(release, m, later, nil)
+}
+
+func (d *differ) edit(transaction int, s *Set, gone, fresh []Element) {
+	if len(gone) > 0 {
+		d.add(transaction, Op{Kind: DeleteElements, Set: s, Elements: gone})
+	}
+	if len(fresh) > 0 {
+		d.add(transaction, Op{Kind: AddElements, Set: s, Elements: fresh})
+	}
+}
+
+func (d *differ) compareChain(old, c *Chain) {
+	switch {
+	case old == nil && c.Hook == nil:
+		d.add(prepare, Op{Kind: AddChain, Chain: c})
+	case old == nil:
+		d.restricts = true
+		d.add(switchOver, Op{Kind: AddChain, Chain: c})
+	case (old.Hook == nil) != (c.Hook == nil) || old.Hook != nil && *old.Hook != *c.Hook:
+		d.restricts = true
+		d.add(switchOver, Op{Kind: DeleteChain, Chain: old})
+		d.add(switchOver, Op{Kind: AddChain, Chain: c})
+	case old != c && !slices.EqualFunc(old.Rules, c.Rules, Rule.Equal):
+		if !onlyAllowsMore(old.Rules, c.Rules) {
+			d.restricts = true
+			d.egressRestricts = d.egressRestricts || strings.HasPrefix(c.Name, "eg")
+		}
+		d.add(switchOver, Op{Kind: EditChain, Chain: c})
+	}
+}
+
+// onlyAllowsMore says whether a pod's chain keeps all its rules in order, apart
+// from comments, and gains only rules that return: "allowed".
+func onlyAllowsMore(old, fresh []Rule) bool {
+	i := 0
+	for _, r := range fresh {
+		if i < len(old) && slices.Equal(old[i].Exprs, r.Exprs) {
+			i++
+			continue
+		}
+		if n := len(r.Exprs); n == 0 || r.Exprs[n-1] != (Verdict{Kind: Return}) {
+			return false
+		}
+	}
+	return i == len(old)
+}
+
+func sameElements(a, b []Element) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}
+
+// diffElements compares two sorted lists.
+func diffElements(old, fresh []Element) (gone, added []Element) {
+	i, j := 0, 0
+	for i < len(old) && j < len(fresh) {
+		switch c := old[i].Compare(fresh[j]); {
+		case c == 0:
+			i++
+			j++
+		case c < 0:
+			gone = append(gone, old[i])
+			i++
+		default:
+			added = append(added, fresh[j])
+			j++
+		}
+	}
+	return append(gone, old[i:]...), append(added, fresh[j:]...)
+}

@@ -1,0 +1,110 @@
+// Package ruleset holds the desired nftables table as plain data: chains, maps,
+// sets and their elements, each rule with its origin. It compiles the table from
+// what package policy resolved, prints it as nft text, compares two tables, and
+// traces a packet through one, all without a kernel.
+//
+// What always holds: base chains are made once and edited in place; a pod's
+// chains keep their names; what is new comes one transaction before what points
+// to it, and what is left over goes one transaction after (see Diff).
+package ruleset
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// Table is one inet table. Its maps are indexes by name; a Set, Chain or Rule is
+// never changed once it is in a Table, so that tables can share them.
+type Table struct {
+	Name     string
+	Mark     Mark
+	Counters map[string]bool
+	Sets     map[string]*Set
+	Chains   map[string]*Chain
+}
+
+// Mark is the epoch in the connection mark: the bits of Mask, equal to Epoch for
+// flows that were judged under the rules now in force (S29).
+type Mark struct{ Mask, Epoch uint32 }
+
+// Next gives the epoch after this one: within the mask, never 0. wrapped says
+// that it began anew, which needs stale stamps to be gone.
+func (m Mark) Next() (next Mark, wrapped bool) {
+	unit := m.Mask & -m.Mask // the mask's lowest bit
+	e := (m.Epoch + unit) & m.Mask
+	if e == 0 {
+		return Mark{m.Mask, unit}, true
+	}
+	return Mark{m.Mask, e}, false
+}
+
+// Set is a set or, with Verdicts, a verdict map.
+type Set struct {
+	Name     string
+	Key      []Type // more than one: a concatenation
+	Interval bool   // elements are ranges
+	Verdicts bool
+	// Size is the declared size in elements, 0 for none. Declaring it selects the
+	// kernel's fixed hash, which is faster; more elements than that are ENFILE.
+	Size     uint32
+	Elements []Element // sorted by Key
+}
+
+// Element is one element of a set.
+type Element struct {
+	Key  string // the key's fields in network order, each padded to 4 bytes
+	Last string // interval sets: the inclusive end
+	Jump string // verdict maps: the chain
+}
+
+// Compare orders elements by key, then end, then chain.
+func (e Element) Compare(o Element) int {
+	return cmp.Or(strings.Compare(e.Key, o.Key), strings.Compare(e.Last, o.Last), strings.Compare(e.Jump, o.Jump))
+}
+
+// sameSpec says whether two sets differ in elements and size only.
+func (s *Set) sameSpec(o *Set) bool {
+	return slices.Equal(s.Key, o.Key) && s.Interval == o.Interval && s.Verdicts == o.Verdicts && (s.Size == 0) == (o.Size == 0)
+}
+
+// Hook binds a base chain.
+type Hook struct {
+	Name     string // "forward" or "input"
+	Priority int32
+}
+
+// Chain is a list of rules; with a Hook it is a base chain, whose policy is
+// always accept: what is no pod's is not ours.
+type Chain struct {
+	Name  string
+	Hook  *Hook
+	Rules []Rule
+}
+
+// Rule is a list of expressions, evaluated in order until one does not match,
+// and the text that says where the rule comes from.
+type Rule struct {
+	Exprs   []Expr
+	Comment string
+}
+
+// Equal compares rules by what they print as.
+func (r Rule) Equal(o Rule) bool { return r.Comment == o.Comment && slices.Equal(r.Exprs, o.Exprs) }
+
+// maxName is the longest name of a chain, set or counter (NFT_NAME_MAXLEN less
+// the terminating zero).
+const maxName = 255
+
+// maxComment is the longest comment that nft accepts when it loads its own listing.
+const maxComment = 127
+
+// names gives a map's keys, sorted.
+func names[V any](m map[string]V) []string {
+	list := make([]string, 0, len(m))
+	for k := range m {
+		list = append(list, k)
+	}
+	slices.Sort(list)
+	return list
+}
