@@ -147,6 +147,7 @@ func (l *Lab) namespace(name string) (*Namespace, error) {
 	n.id = id
 	n.mac = [6]byte{0x02, 0xed, 0, byte(id >> 8), byte(id), 2}
 	n.hostMAC = [6]byte{0x02, 0xed, 0, byte(id >> 8), byte(id), 1}
+	n.LinkLocal = linkLocal(n.mac)
 	return n, nil
 }
 
@@ -176,6 +177,7 @@ func (l *Lab) makeGateway() (err error) {
 	if err != nil || l.Kind == Routed {
 		return err
 	}
+	l.Gateway.LinkLocal = linkLocal(l.Gateway.hostMAC) // on cni0
 	if err := addBridge(l.Gateway.rtnl, BridgeName, bridgeIndex, l.Gateway.hostMAC); err != nil {
 		return err
 	}
@@ -194,10 +196,7 @@ func (l *Lab) makeOutside() (err error) {
 	}
 	gw, out := l.Gateway.rtnl, l.Outside
 	out.HostInterface = UplinkName
-	if err := addVeth(gw, end{name: UplinkName, index: uplinkIndex, mac: out.hostMAC}, end{name: "eth0", index: eth0Index, mac: out.mac}, out.fd); err != nil {
-		return err
-	}
-	if err := connect(gw, uplinkIndex, out.rtnl, eth0Index); err != nil {
+	if err := l.connect(out, end{name: UplinkName, index: uplinkIndex, mac: out.hostMAC}); err != nil {
 		return err
 	}
 	for _, p := range l.Uplink {
@@ -219,9 +218,21 @@ func (l *Lab) makeOutside() (err error) {
 	return nil
 }
 
-// connect brings up the far end of a veth pair and waits for both.
-func connect(a *netlink.Conn, ai int, b *netlink.Conn, bi int) error {
-	return errors.Join(setUp(b, bi), waitUp(a, ai), waitUp(b, bi))
+// connect makes the veth pair of a namespace and waits until packets pass.
+func (l *Lab) connect(n *Namespace, near end) error {
+	gw := l.Gateway.rtnl
+	if err := addVeth(gw, near, end{name: "eth0", index: eth0Index, mac: n.mac}, n.fd); err != nil {
+		return err
+	}
+	if err := errors.Join(setUp(n.rtnl, eth0Index), waitUp(gw, near.index), waitUp(n.rtnl, eth0Index)); err != nil {
+		return err
+	}
+	if near.master == 0 {
+		if err := waitLinkLocal(gw, near.index, linkLocal(near.mac)); err != nil {
+			return err
+		}
+	}
+	return waitLinkLocal(n.rtnl, eth0Index, n.LinkLocal)
 }
 
 // permanent sets the gateway's neighbour entry of an address.

@@ -33,6 +33,9 @@ type Namespace struct {
 	// HostInterface is the gateway's end of the pod's veth pair. Empty for the
 	// gateway; the uplink for the outside.
 	HostInterface string
+	// LinkLocal is the IPv6 link-local address that the kernel gave its eth0; of
+	// a gateway with a bridge, that of cni0.
+	LinkLocal netip.Addr
 	// Addresses are those that the lab configured in it, sorted.
 	Addresses []netip.Addr
 

@@ -33,14 +33,15 @@ func (l *Lab) plug(n *Namespace, addrs []netip.Addr) error {
 	if l.Kind == Bridge {
 		near.master = bridgeIndex
 	}
-	if err := addVeth(gw, near, end{name: "eth0", index: eth0Index, mac: n.mac}, n.fd); err != nil {
-		return err
-	}
-	if err := connect(gw, near.index, n.rtnl, eth0Index); err != nil {
+	if err := l.connect(n, near); err != nil {
 		return err
 	}
 	if l.Kind == Bridge {
-		if err := errors.Join(forwardTo(gw, near.index, n.mac), waitUp(gw, bridgeIndex)); err != nil {
+		if err := errors.Join(
+			forwardTo(gw, near.index, n.mac),
+			waitUp(gw, bridgeIndex), // up with its first port
+			waitLinkLocal(gw, bridgeIndex, l.Gateway.LinkLocal),
+		); err != nil {
 			return err
 		}
 	} else {
@@ -53,7 +54,7 @@ func (l *Lab) plug(n *Namespace, addrs []netip.Addr) error {
 		}
 		l.own[nextHop4] = l.Gateway
 	}
-	return l.readdress(n, addrs)
+	return l.readdress(n, slices.Clone(addrs)) // may be the Addresses of a pod that loses them
 }
 
 // Readdress gives a pod other addresses. Those that it keeps are not touched;
@@ -61,7 +62,7 @@ func (l *Lab) plug(n *Namespace, addrs []netip.Addr) error {
 func (l *Lab) Readdress(n *Namespace, addrs ...netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.readdress(n, addrs)
+	return l.readdress(n, slices.Clone(addrs)) // may be the Addresses of a pod that loses them
 }
 
 func (l *Lab) readdress(n *Namespace, addrs []netip.Addr) error {

@@ -142,6 +142,44 @@ func waitUp(c *netlink.Conn, index int) error {
 	}
 }
 
+// waitLinkLocal waits until an interface has the IPv6 link-local address that
+// the kernel gives it when it is ready: before that it may miss a neighbour
+// solicitation.
+func waitLinkLocal(c *netlink.Conn, index int, want netip.Addr) error {
+	for start := time.Now(); ; time.Sleep(200 * time.Microsecond) {
+		msgs, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.RTM_GETADDR, Flags: netlink.Request | netlink.Dump},
+			Data:   append([]byte{unix.AF_INET6}, make([]byte, unix.SizeofIfAddrmsg-1)...),
+		})
+		if err != nil {
+			return fmt.Errorf("read addresses: %w", err)
+		}
+		for _, m := range msgs {
+			if len(m.Data) < unix.SizeofIfAddrmsg || m.Data[2]&unix.IFA_F_TENTATIVE != 0 || int(binary.NativeEndian.Uint32(m.Data[4:])) != index {
+				continue
+			}
+			ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfAddrmsg:])
+			if err != nil {
+				return err
+			}
+			for ad.Next() {
+				if a, ok := netip.AddrFromSlice(ad.Bytes()); ad.Type() == unix.IFA_ADDRESS && ok && a == want {
+					return nil
+				}
+			}
+		}
+		if time.Since(start) > 10*time.Second {
+			return fmt.Errorf("link %d does not get the address %s", index, want)
+		}
+	}
+}
+
+// linkLocal is the address that the kernel derives from a MAC address (RFC
+// 4291, appendix A).
+func linkLocal(mac [6]byte) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
+}
+
 func family(a netip.Addr) byte {
 	if a.Is4() {
 		return unix.AF_INET

@@ -276,13 +276,23 @@ func (w *wire) send(p *Probe) error {
 	} else {
 		err = unix.Sendto(t.raw[1], w.frame, 0, &unix.SockaddrInet6{Addr: p.Dst.As16()})
 	}
-	if p.From == w.lab.Gateway && (err == unix.EPERM || err == unix.ECONNREFUSED) {
-		return nil // dropped or rejected in the output hook
+	if refused(err) {
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("send %s from %s to %s: %w", p.Proto, p.From.Name, p.Dst, err)
 	}
 	return nil
+}
+
+// refused says whether an error of send is one of a packet's fates: dropped or
+// rejected in the gateway's output hook, no route any more, a pod removed.
+func refused(err error) bool {
+	switch err {
+	case unix.EPERM, unix.EACCES, unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ENETDOWN, unix.ENXIO, unix.ENODEV:
+		return true
+	}
+	return false
 }
 
 // settle returns when every packet sent so far has arrived or is gone; false
@@ -333,7 +343,7 @@ func (w *wire) collect(probes []*Probe, sent []int, first uint64, arrived []bool
 				if err == unix.EAGAIN {
 					break
 				}
-				if err == unix.EINTR {
+				if err == unix.EINTR || err == unix.ENETDOWN { // the latter once, when the pod is removed
 					continue
 				}
 				if err != nil {
