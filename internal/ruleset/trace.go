@@ -1,0 +1,210 @@
+package ruleset
+
+import (
+	"net/netip"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+)
+
+// Packet is what rules can see of a packet and its connection.
+type Packet struct {
+	Hook                 string // "forward" or "input"
+	InInterface          string
+	Source, Destination  netip.Addr
+	Protocol             inventory.Protocol
+	SourcePort, DestPort uint16
+	ICMPv6Type, HopLimit byte
+	Related              bool // ct state related
+	Reply                bool // ct direction reply
+	DNATed               bool // ct status dnat
+	Mark                 uint32
+}
+
+// Step is a rule whose expressions all matched.
+type Step struct {
+	Chain string
+	Index int // of the rule in its chain, from 0
+	Rule  Rule
+}
+
+// Outcome is what became of a traced packet.
+type Outcome struct {
+	Verdict VerdictKind // Accept or Drop; a Reject is a Drop
+	Mark    uint32      // the connection mark afterwards
+	Steps   []Step
+}
+
+// Trace sends a packet through the table as the kernel would.
+func (t *Table) Trace(p Packet) Outcome {
+	tr := tracer{table: t, packet: p}
+	tr.out.Verdict, tr.out.Mark = Accept, p.Mark
+	for _, name := range names(t.Chains) {
+		if c := t.Chains[name]; c.Hook != nil && c.Hook.Name == p.Hook {
+			tr.run(c)
+		}
+	}
+	return tr.out
+}
+
+type tracer struct {
+	table  *Table
+	packet Packet
+	out    Outcome
+}
+
+// run evaluates a chain and what it goes to; true means that the packet's fate
+// is decided.
+func (tr *tracer) run(c *Chain) bool {
+	for i, r := range c.Rules {
+		kind, chain, matched := tr.rule(r)
+		if matched {
+			tr.out.Steps = append(tr.out.Steps, Step{Chain: c.Name, Index: i, Rule: r})
+		}
+		switch kind {
+		case Accept, Drop:
+			tr.out.Verdict = kind
+			return true
+		case Return:
+			return false
+		case Goto:
+			return tr.run(tr.table.Chains[chain])
+		case "jump":
+			if tr.run(tr.table.Chains[chain]) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (tr *tracer) rule(r Rule) (kind VerdictKind, chain string, matched bool) {
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case Match:
+			if !tr.match(e) {
+				return "", "", false
+			}
+		case Lookup:
+			key, ok := tr.key(e.Key)
+			if !ok || tr.table.Sets[e.Set].find(key) != nil == e.Not {
+				return "", "", false
+			}
+		case VerdictMap:
+			key, ok := tr.key(Fields{e.Field})
+			if !ok {
+				return "", "", false
+			}
+			if el := tr.table.Sets[e.Map].find(key); el != nil {
+				return "jump", el.Jump, true
+			}
+			return "", "", false
+		case FlowIs:
+			if !map[FlowIs]bool{Related: tr.packet.Related, Reply: tr.packet.Reply, DNATed: tr.packet.DNATed}[e] {
+				return "", "", false
+			}
+		case MarkIs:
+			if (tr.out.Mark&e.Mask == e.Value) == e.Not {
+				return "", "", false
+			}
+		case SetMark:
+			tr.out.Mark = tr.out.Mark&^e.Mask | e.Value
+		case Reject:
+			return Drop, "", true
+		case Verdict:
+			return e.Kind, e.Chain, true
+		}
+	}
+	return "", "", true
+}
+
+func (tr *tracer) match(m Match) bool {
+	p := &tr.packet
+	switch m.Field {
+	case InInterface:
+		return p.InInterface == m.Value
+	case L4Proto:
+		return p.Protocol == ProtocolNumber(m.Value)
+	case HopLimit:
+		return !p.Source.Is4() && strconv.Itoa(int(p.HopLimit)) == m.Value
+	}
+	a := p.Source
+	if m.Field == IPDestination || m.Field == IP6Destination {
+		a = p.Destination
+	}
+	if prefix, err := netip.ParsePrefix(m.Value); err == nil {
+		return prefix.Contains(a)
+	}
+	return m.Value == a.String()
+}
+
+// key gives the packet's value for a set's key; false if the packet lacks a
+// field, for which a rule does not match.
+func (tr *tracer) key(fields Fields) (string, bool) {
+	var k []byte
+	p := &tr.packet
+	for _, f := range fields {
+		switch f {
+		case IPSource, IPDestination, IP6Source, IP6Destination:
+			a := p.Source
+			if f == IPDestination || f == IP6Destination {
+				a = p.Destination
+			}
+			if a.Is4() != (f == IPSource || f == IPDestination) {
+				return "", false
+			}
+			k = append(k, a.AsSlice()...)
+		case L4Proto:
+			k = append(k, byte(p.Protocol), 0, 0, 0)
+		case SourcePort:
+			k = append(k, byte(p.SourcePort>>8), byte(p.SourcePort), 0, 0)
+		case DestPort:
+			k = append(k, byte(p.DestPort>>8), byte(p.DestPort), 0, 0)
+		case ICMPv6Type:
+			if p.Protocol != inventory.ICMPv6 {
+				return "", false
+			}
+			k = append(k, p.ICMPv6Type, 0, 0, 0)
+		}
+	}
+	return string(k), true
+}
+
+// find gives the element that a key is in.
+func (s *Set) find(key string) *Element {
+	if !s.Interval {
+		i, ok := slices.BinarySearchFunc(s.Elements, key, func(e Element, k string) int { return strings.Compare(e.Key, k) })
+		if !ok {
+			return nil
+		}
+		return &s.Elements[i]
+	}
+	if len(s.Key) == 1 { // disjoint ranges: the last that begins at or before the key
+		i := sort.Search(len(s.Elements), func(i int) bool { return s.Elements[i].Key > key })
+		if i > 0 && s.Elements[i-1].Last >= key {
+			return &s.Elements[i-1]
+		}
+		return nil
+	}
+	for i, e := range s.Elements {
+		if s.contains(e, key) {
+			return &s.Elements[i]
+		}
+	}
+	return nil
+}
+
+// contains says whether each field of key is within the element's range.
+func (s *Set) contains(e Element, key string) bool {
+	for at, rest := 0, s.Key; len(rest) > 0; rest = rest[1:] {
+		end := at + rest[0].Len()
+		if key[at:end] < e.Key[at:end] || key[at:end] > e.Last[at:end] {
+			return false
+		}
+		at = end
+	}
+	return true
+}
