@@ -105,6 +105,16 @@ func (c *Conn) Present() (bool, error) {
 	return false, nil
 }
 
+// Generation gives the number of the last change to any nftables table in the
+// network namespace, ours included.
+func (c *Conn) Generation() (uint32, error) {
+	g, err := c.conn.GetGen()
+	if err != nil {
+		return 0, fmt.Errorf("read the ruleset's generation: %w", err)
+	}
+	return g.ID, nil
+}
+
 // Delete takes the table away; a table that is not there is no error.
 func (c *Conn) Delete() error {
 	there, err := c.Present()
