@@ -239,11 +239,19 @@ func (l *log) labels(set map[string]string, p *field.Path) {
 	}
 }
 
-// all fails with each message of a Kubernetes validation function.
+// all fails with each message of a Kubernetes validation function, without the
+// regular expressions that most end in.
 func (l *log) all(p *field.Path, value string, messages []string) {
 	for _, m := range messages {
-		l.fail(p, value, m)
+		l.fail(p, value, readable(m))
 	}
+}
+
+func readable(message string) string {
+	if text, _, cut := strings.Cut(message, ", regex used for validation"); cut {
+		message = text + ")"
+	}
+	return strings.ReplaceAll(message, ",  or ", " or ")
 }
 
 // canonical is the JSON of an object with its keys sorted.

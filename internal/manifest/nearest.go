@@ -9,7 +9,7 @@ import (
 // none is close. Words in another order count as close: service-pod for
 // pod-service.
 func nearest(word string, candidates []string) string {
-	best, least := "", 1+max(2, len(word)/3)
+	best, least := "", 1+max(1, len(word)/3)
 	for _, c := range candidates {
 		if c == "" {
 			continue
@@ -29,26 +29,30 @@ func reordered(s string) string {
 	return strings.Join(words, "-")
 }
 
-// distance is the Levenshtein distance, in bytes; labels are ASCII. Long texts
+// distance counts the letters to insert, drop, replace or swap with their
+// neighbour (optimal string alignment), in bytes: labels are ASCII. Long texts
 // are never close, which keeps the work small.
 func distance(a, b string) int {
 	if len(a) > 100 || len(b) > 100 {
 		return 100
 	}
+	var before, last []int
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
+	for i := 1; i <= len(a); i++ {
+		before, last, row = last, row, make([]int, len(b)+1)
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 0
+			if a[i-1] != b[j-1] {
+				cost = 1
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
 		}
 	}
 	return row[len(b)]

@@ -151,7 +151,7 @@ func (l *log) selector(s *metav1.LabelSelector, p *field.Path) labels.Selector {
 	for i, e := range s.MatchExpressions {
 		at := p.Child("matchExpressions").Index(i)
 		for _, err := range metavalidation.ValidateLabelSelectorRequirement(e, metavalidation.LabelSelectorValidationOptions{}, at) {
-			message := err.Detail
+			message := readable(err.Detail)
 			if err.Type == field.ErrorTypeInvalid && err.Field == at.Child("operator").String() {
 				message = "must be In, NotIn, Exists or DoesNotExist"
 			}

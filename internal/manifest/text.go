@@ -83,7 +83,7 @@ func jsonAsYAML(data []byte) []byte {
 
 var (
 	parserError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
-	bareWord    = regexp.MustCompile(`^\s*(?:-\s+)*([A-Za-z]+)\s*(?:#.*)?$`)
+	bareWord    = regexp.MustCompile(`^ *((?:- +)*)([A-Za-z]+) *(?:#.*)?$`)
 )
 
 // remedies say for the parser's commoner complaints what would be right.
@@ -124,17 +124,22 @@ func explain(err error, data []byte) (line int, message string) {
 	return line, message + missingColon(data, line)
 }
 
-// missingColon looks at the parser's line and the two before it for a bare
-// word where a key should be, such as "- to".
+// missingColon looks from two lines before the parser's on for a bare word where
+// a key should be: "- to" with deeper lines after it, or "spec" among keys. With
+// some mistakes the parser gives the line where the mapping around it starts.
 func missingColon(data []byte, line int) string {
-	lines := bytes.Split(data, []byte("\n"))
-	for _, n := range []int{line - 1, line, line - 2} {
-		if n < 1 || n > len(lines) {
+	lines := strings.Split(string(data), "\n")
+	for i := max(0, line-3); i < len(lines)-1 && !(i >= line && strings.HasPrefix(lines[i], "---")); i++ {
+		m := bareWord.FindStringSubmatch(strings.TrimRight(lines[i], "\r"))
+		if m == nil || m[2] == "true" || m[2] == "false" {
 			continue
 		}
-		if m := bareWord.FindSubmatch(bytes.TrimSuffix(lines[n-1], []byte("\r"))); m != nil {
-			return fmt.Sprintf("; line %d says %q: a colon is missing, write %q", n, bytes.TrimSpace(m[0]), string(m[1])+":")
+		deeper := indentation(lines[i+1]) - indentation(lines[i])
+		if deeper > 0 || (deeper == 0 && m[1] == "") {
+			return fmt.Sprintf("; line %d says %q: a colon is missing, write %q", i+1, m[1]+m[2], m[1]+m[2]+":")
 		}
 	}
 	return ""
 }
+
+func indentation(line string) int { return len(line) - len(strings.TrimLeft(line, " ")) }
