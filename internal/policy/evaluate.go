@@ -269,7 +269,7 @@ func (j judge) portsMatch(r inventory.Rule, f Flow) bool {
 
 // portMatches says whether a flow's destination is one entry of ports.
 func (j judge) portMatches(p inventory.Port, f Flow) bool {
-	if !f.Protocol.HasPorts() || f.Protocol != p.Protocol { // S22
+	if f.Protocol != p.Protocol { // S22: a port is TCP, UDP or SCTP, never ICMP
 		return false
 	}
 	if p.Name == "" {

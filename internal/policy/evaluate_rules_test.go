@@ -359,14 +359,15 @@ func TestS20NamedPortsPerDestination(t *testing.T) {
 		return inventory.NamedPort{Name: "web", Protocol: proto, Port: n}
 	}
 	pods := []any{"192.168.1.1", testPod("default/client", "app=client", "10.42.0.1"),
-		withPorts(testPod("default/a", "app=server", "10.42.0.2"), web(inventory.TCP, 8080), web(inventory.UDP, 53), web(inventory.TCP, 8081)),
+		withPorts(testPod("default/a", "app=server", "10.42.0.2"), web(inventory.TCP, 8080), web(inventory.UDP, 53), web(inventory.TCP, 8081),
+			inventory.NamedPort{Name: "admin", Protocol: inventory.TCP, Port: 7000}),
 		withPorts(testPod("default/b", "app=server", "10.42.0.3"), web(inventory.TCP, 9090)),
 		testPod("default/c", "app=server", "10.42.0.4")}
 	named := port("web/TCP")
 
 	in := newCourt(t, append(pods, testPolicy("default/p", selector("app=server"), ingress(rule(named))))...)
 	in.yes("default/client", "default/a", "8080/TCP", "8081/TCP")
-	in.no("default/client", "default/a", "9090/TCP", "53/UDP", "53/TCP", "8080/UDP", "ICMP")
+	in.no("default/client", "default/a", "9090/TCP", "7000/TCP", "53/UDP", "53/TCP", "8080/UDP", "ICMP")
 	in.yes("192.168.7.7", "default/b", "9090/TCP")
 	in.no("default/client", "default/b", "8080/TCP")
 	in.no("default/client", "default/c", "8080/TCP", "9090/TCP", "80/TCP", "1/TCP", "65535/TCP") // unresolved: nothing
@@ -433,9 +434,11 @@ func TestS23PodCannotBlockItself(t *testing.T) {
 func TestS24GatewayReachesItsPods(t *testing.T) {
 	c := newCourt(t, "192.168.1.1", testPod("default/a", "", "10.42.0.1"),
 		testPodWith(testPod("default/host", "", "192.168.1.1"), func(p *inventory.Pod) { p.HostNetwork = true }),
+		testPodWith(testPod("default/starting", ""), func(p *inventory.Pod) { p.HostNetwork = true }), // no address yet
 		testPolicy("default/p", selector(""), ingress(), egress()))
 	c.yes("gateway", "default/a", "80/TCP", "ICMP")
 	c.yes("default/host", "default/a", "80/TCP")
+	c.yes("default/starting", "default/a", "80/TCP")
 	c.no("192.168.1.2", "default/a", "80/TCP", "ICMP")
 	// What the gateway only forwards, with its address as the source, is not its own.
 	masqueraded := policy.Flow{From: policy.Endpoint{Addr: c.s.Gateway[0]}, To: c.end("default/a"), Protocol: inventory.TCP, Port: 80}
@@ -497,6 +500,7 @@ func TestS33AddressesThatAreNeverAPods(t *testing.T) {
 			c.o.NeverPods = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}
 			c.yes("10.99.0.1", bad, "80/TCP") // not isolated
 			c.yes(bad, "10.99.0.1", "80/TCP")
+			c.yes("10.99.0.1", "10.42.0.1", "80/TCP") // the pod is refused whole
 			c.no("10.99.0.1", "default/good", "80/TCP")
 			if bad != "192.168.1.1" { // the gateway's own traffic passes (S24)
 				c.no(bad, "default/web", "80/TCP") // no peer
