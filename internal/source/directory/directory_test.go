@@ -1,0 +1,377 @@
+package directory
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/source"
+)
+
+// policy is a valid NetworkPolicy that can be told by its port.
+func policy(name string, port int) string {
+	return fmt.Sprintf("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: %s}\nspec:\n  podSelector: {}\n  ingress:\n  - ports:\n    - {port: %d}\n", name, port)
+}
+
+func pod(name, address string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec: {nodeName: elsewhere}\nstatus: {phase: Running, podIP: %s}\n", name, address)
+}
+
+// told names everything in force: "web:80" for a policy of namespace default.
+func told(r source.Report) string {
+	var all []string
+	for _, n := range r.Objects.Namespaces {
+		all = append(all, "namespace/"+n.Key.Name)
+	}
+	for _, p := range r.Objects.Pods {
+		all = append(all, "pod/"+p.Key.Name)
+	}
+	for _, p := range r.Objects.Policies {
+		all = append(all, fmt.Sprintf("%s:%d", p.Key.Name, p.Rules[inventory.Ingress][0].Ports[0].First))
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+// rejections names what was rejected: "default/web+" if an older version is kept.
+func rejections(r source.Report) string {
+	var all []string
+	for _, x := range r.Rejected {
+		name := x.Object
+		if name == "" {
+			name = filepath.Base(x.Origin.File)
+		}
+		name = strings.TrimPrefix(name, "NetworkPolicy default/")
+		if x.Kept {
+			name += "+"
+		}
+		all = append(all, name)
+	}
+	return strings.Join(all, " ")
+}
+
+// follow is a source that runs.
+type follow struct {
+	t       *testing.T
+	source  *Source
+	reports chan source.Report
+	last    source.Report
+	seen    []source.Report
+}
+
+func start(t *testing.T, dir string, last inventory.Objects) *follow {
+	t.Helper()
+	f := &follow{t: t, source: New(dir, last, slog.New(slog.DiscardHandler)), reports: make(chan source.Report)}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.source.Run(ctx, f.reports) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("Run did not end")
+		}
+	})
+	return f
+}
+
+// until waits for a report of which ok holds.
+func (f *follow) until(what string, ok func(source.Report) bool) source.Report {
+	f.t.Helper()
+	if !f.last.Time.IsZero() && ok(f.last) {
+		return f.last
+	}
+	limit := time.After(8 * time.Second)
+	for {
+		select {
+		case r := <-f.reports:
+			if r.Source != "directory" || !r.Time.After(f.last.Time) {
+				f.t.Fatalf("report of %q at %v after one at %v", r.Source, r.Time, f.last.Time)
+			}
+			f.last = r
+			f.seen = append(f.seen, r)
+			if ok(r) {
+				return r
+			}
+		case <-limit:
+			f.t.Fatalf("no report with %s; in force: %q, rejected: %v, err: %v, diagnostics: %v", what, told(f.last), f.last.Rejected, f.last.Err, f.last.Diagnostics)
+		}
+	}
+}
+
+// has waits until exactly this is in force, in good order.
+func (f *follow) has(want string) source.Report {
+	f.t.Helper()
+	return f.until(fmt.Sprintf("%q in force", want), func(r source.Report) bool {
+		return told(r) == want && len(r.Rejected) == 0 && r.Err == nil
+	})
+}
+
+// still makes sure that nothing is reported for a while.
+func (f *follow) still() {
+	f.t.Helper()
+	select {
+	case r := <-f.reports:
+		f.t.Fatalf("unexpected report: in force %q, rejected %v, err %v", told(r), r.Rejected, r.Err)
+	case <-time.After(5 * quiet):
+	}
+}
+
+func write(t *testing.T, path string, content ...string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(strings.Join(content, "---\n")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// must is for steps that can't fail.
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// read reads a directory once.
+func read(t *testing.T, dir string, last inventory.Objects) source.Report {
+	t.Helper()
+	r, err := New(dir, last, slog.New(slog.DiscardHandler)).Refresh(t.Context())
+	must(t, err)
+	return r
+}
+
+func TestNames(t *testing.T) {
+	dir := t.TempDir()
+	names := map[string]bool{
+		"a.yaml": true, "b.yml": true, "c.json": true, "with space.yaml": true, "d.e.yaml": true,
+		"x.txt": false, "yaml": false, "x.YAML": false, "x.yaml.bak": false, "README": false,
+		".hidden.yaml": false, "x.yaml~": false, "x.yaml.dpkg-old": false, "x.dpkg-new.yaml": false,
+		"x.yaml.dpkg-dist": false, "x.yaml.rpmsave": false, ".x.yaml.swp": false, "x.yaml.swp": false, "x.swp": false,
+	}
+	var want []string
+	i := 0
+	for name, ok := range names {
+		i++
+		content := policy(fmt.Sprintf("p%d", i), i)
+		if filepath.Ext(name) == ".json" {
+			content = fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"p%d"},"spec":{"podSelector":{},"ingress":[{"ports":[{"port":%d}]}]}}`, i, i)
+		}
+		write(t, filepath.Join(dir, name), content)
+		if ok {
+			want = append(want, fmt.Sprintf("p%d:%d", i, i))
+		}
+	}
+	must(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
+	write(t, filepath.Join(dir, "sub", "deep.yaml"), policy("deep", 1))
+	slices.Sort(want)
+	if r := read(t, dir, inventory.Objects{}); told(r) != strings.Join(want, " ") || len(r.Rejected) > 0 {
+		t.Errorf("in force %q, rejected %v; want %q", told(r), r.Rejected, want)
+	}
+}
+
+func TestDocuments(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "many.yaml"), policy("a", 1), pod("one", "10.0.0.1"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: prod}\n", "")
+	write(t, filepath.Join(dir, "list.yaml"), `apiVersion: v1
+kind: List
+items:
+- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: b}, spec: {podSelector: {}, ingress: [{ports: [{port: 2}]}]}}
+- {apiVersion: v1, kind: Pod, metadata: {name: two}, spec: {nodeName: "00000000000000000000000000000001"}, status: {podIP: 10.0.0.2}}
+`)
+	r := read(t, dir, inventory.Objects{})
+	if want := "a:1 b:2 namespace/prod pod/one pod/two"; told(r) != want || len(r.Rejected) > 0 {
+		t.Errorf("in force %q, rejected %v; want %q", told(r), r.Rejected, want)
+	}
+	o := r.Objects.Policies[1].Origin
+	if o.Source != "directory" || o.File != filepath.Join(dir, "many.yaml") || o.Line != 1 {
+		t.Errorf("origin of a: %+v", o)
+	}
+}
+
+// Files that can't be trusted or read are refused by name, and others apply.
+func TestRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root, to make files of other users and devices")
+	}
+	for name, tt := range map[string]struct {
+		make func(path string) error
+		want string
+	}{
+		"group may write":  {func(p string) error { return os.Chmod(p, 0o664) }, "mode is 0664"},
+		"others may write": {func(p string) error { return os.Chmod(p, 0o602) }, "mode is 0602"},
+		"another's":        {func(p string) error { return os.Chown(p, 4711, 0) }, "owner is user 4711"},
+		"directory":        {func(p string) error { os.Remove(p); return os.Mkdir(p, 0o755) }, "is a directory"},
+		"fifo":             {func(p string) error { os.Remove(p); return mknod(p, fifo) }, "no regular file"},
+		"device":           {func(p string) error { os.Remove(p); return mknod(p, null) }, "no regular file"},
+		"link to nothing":  {func(p string) error { os.Remove(p); return os.Symlink("nothing", p) }, "link to nothing"},
+		"link to itself":   {func(p string) error { os.Remove(p); return os.Symlink(filepath.Base(p), p) }, "too many levels"},
+		"link to another's": {func(p string) error {
+			target := filepath.Join(filepath.Dir(p), "target")
+			must(t, os.Rename(p, target))
+			must(t, os.Chown(target, 4711, 0))
+			return os.Symlink(target, p)
+		}, "owner is user 4711"},
+		"too large": {func(p string) error { return os.Truncate(p, maxSize+1) }, "are the most"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "bad.yaml")
+			write(t, path, policy("bad", 1))
+			write(t, filepath.Join(dir, "good.yaml"), policy("good", 2))
+			last := read(t, dir, inventory.Objects{})
+			must(t, tt.make(path))
+			if r := read(t, dir, inventory.Objects{}); told(r) != "good:2" || rejections(r) != "bad.yaml" || !strings.Contains(r.Rejected[0].Reason, tt.want) ||
+				len(r.Diagnostics) != 1 || r.Diagnostics[0].File != path {
+				t.Errorf("new file: in force %q, rejected %+v, diagnostics %v; want %q", told(r), r.Rejected, r.Diagnostics, tt.want)
+			}
+			// What was in force while it could be believed stays.
+			if r := read(t, dir, last.Objects); told(r) != "bad:1 good:2" || rejections(r) != "bad.yaml+" {
+				t.Errorf("known file: in force %q, rejected %+v", told(r), r.Rejected)
+			}
+		})
+	}
+}
+
+// What a file holds now, and what is in force when it held something else
+// before: the heart of S9.
+func TestLastValidVersion(t *testing.T) {
+	const noName = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nspec: {podSelector: {}}\n"
+	broken := policy("a", 99) + "  - from\n      podSelector: x\n"
+	bad := func(name string) string { return strings.Replace(policy(name, 99), "port: 99", "port: 70000", 1) }
+	files := func(pairs ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		return m
+	}
+	join := func(docs ...string) string { return strings.Join(docs, "---\n") }
+	for name, tt := range map[string]struct {
+		before, after  map[string]string
+		want, rejected string
+	}{
+		"changed":                      {files("f", policy("a", 1)), files("f", policy("a", 2)), "a:2", ""},
+		"file gone":                    {files("f", policy("a", 1), "g", policy("b", 1)), files("g", policy("b", 1)), "b:1", ""},
+		"directory emptied":            {files("f", policy("a", 1)), files(), "", ""},
+		"file emptied":                 {files("f", policy("a", 1)), files("f", ""), "", ""},
+		"document gone":                {files("f", join(policy("a", 1), policy("b", 1))), files("f", policy("b", 1)), "b:1", ""},
+		"not parsed: all of it stays":  {files("f", join(policy("a", 1), policy("b", 1))), files("f", broken), "a:1 b:1", "f.yaml+"},
+		"not parsed, never valid":      {files(), files("f", broken, "g", policy("b", 1)), "b:1", "f.yaml"},
+		"not valid: its own version":   {files("f", policy("a", 1)), files("f", bad("a")), "a:1", "a+"},
+		"not valid, siblings apply":    {files("f", join(policy("a", 1), policy("b", 1))), files("f", join(bad("a"), policy("b", 2), policy("c", 3))), "a:1 b:2 c:3", "a+"},
+		"not valid, sibling gone":      {files("f", join(policy("a", 1), policy("b", 1))), files("f", bad("a")), "a:1", "a+"},
+		"not valid, never was":         {files("f", policy("b", 1)), files("f", join(bad("a"), policy("b", 1))), "b:1", "a"},
+		"no name: what is gone stays":  {files("f", join(policy("a", 1), policy("b", 1))), files("f", join(noName, policy("b", 2))), "a:1 b:2", "f.yaml+"},
+		"no name, all present":         {files("f", policy("a", 1)), files("f", join(noName, policy("a", 2))), "a:2", "f.yaml"},
+		"no name, moved elsewhere":     {files("f", join(policy("a", 1), policy("b", 1))), files("f", noName, "g", policy("a", 2)), "a:2 b:1", "f.yaml+"},
+		"impossible name":              {files("f", policy("a", 1)), files("f", policy("a_b", 2)), "a:1", "a_b+"},
+		"misspelt kind":                {files("f", policy("a", 1)), files("f", strings.Replace(policy("a", 2), "NetworkPolicy", "networkPolicy", 1)), "a:1", "networkPolicy default/a+"},
+		"wrong apiVersion":             {files("f", policy("a", 1)), files("f", strings.Replace(policy("a", 2), "k8s.io/v1", "k8s.io/v1beta1", 1)), "a:1", "a+"},
+		"no object at all":             {files("f", policy("a", 1)), files("f", "- a\n- b\n"), "a:1", "f.yaml+"},
+		"moved and not valid":          {files("f", policy("a", 1)), files("g", bad("a")), "a:1", "a+"},
+		"not valid beside a valid one": {files("f", policy("a", 1)), files("f", policy("a", 2), "g", bad("a")), "a:2", "a+"},
+		"not valid in the winner":      {files("f", policy("a", 1), "g", policy("b", 1)), files("f", bad("a"), "g", policy("a", 2)), "a:1", "a a+"},
+		"two of a name":                {files(), files("f", policy("a", 1), "g", policy("a", 2)), "a:1", "a"},
+		"two of a name in one file":    {files(), files("f", join(policy("a", 1), policy("a", 2))), "a:1", "a"},
+		"new first of a name":          {files("g", policy("a", 2)), files("f", policy("a", 1), "g", policy("a", 2)), "a:1", "a"},
+		"the first of a name gone":     {files("f", policy("a", 1), "g", policy("a", 2)), files("g", policy("a", 2)), "a:2", ""},
+		"a kind for others":            {files("f", policy("a", 1)), files("f", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"), "", ""},
+		"list with one not valid": {files("f", policy("a", 1)), files("f", "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: p}}\n"+
+			"- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a}, spec: {podSelectr: {}}}\n"), "a:1 pod/p", "a+"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			put := func(files map[string]string) {
+				for name, content := range files {
+					write(t, filepath.Join(dir, name+".yaml"), content)
+				}
+			}
+			put(tt.before)
+			s := New(dir, inventory.Objects{}, slog.New(slog.DiscardHandler))
+			before, err := s.Refresh(t.Context())
+			must(t, err)
+			for name := range tt.before {
+				if _, ok := tt.after[name]; !ok {
+					must(t, os.Remove(filepath.Join(dir, name+".yaml")))
+				}
+			}
+			put(tt.after)
+			after, err := s.Refresh(t.Context())
+			must(t, err)
+			check := func(how string, r source.Report) {
+				t.Helper()
+				if told(r) != tt.want || rejections(r) != tt.rejected {
+					t.Errorf("%s: in force %q, want %q; rejected %q, want %q (%v)", how, told(r), tt.want, rejections(r), tt.rejected, r.Diagnostics)
+				}
+			}
+			check("at once", after)
+			again, err := s.Refresh(t.Context())
+			must(t, err)
+			check("looked at again", again)
+			if again.Time != after.Time {
+				t.Error("nothing changed, and yet there is a new report")
+			}
+			check("changed while the daemon was away", read(t, dir, before.Objects))
+			check("after a restart", read(t, dir, after.Objects))
+		})
+	}
+}
+
+// The error about a second object of a name says where both are.
+func TestDuplicateNamesBothPlaces(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "10-a.yaml"), policy("web", 1))
+	write(t, filepath.Join(dir, "9-b.yaml"), pod("p", "10.0.0.1"), policy("web", 2))
+	r := read(t, dir, inventory.Objects{})
+	if told(r) != "pod/p web:1" {
+		t.Errorf("in force %q", told(r))
+	}
+	if len(r.Diagnostics) != 1 || len(r.Rejected) != 1 {
+		t.Fatalf("diagnostics %v, rejected %v", r.Diagnostics, r.Rejected)
+	}
+	text := r.Diagnostics[0].String()
+	for _, want := range []string{filepath.Join(dir, "9-b.yaml") + ":7:1: metadata.name: web: ", filepath.Join(dir, "10-a.yaml") + ":1 defines it too"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q lacks %q", text, want)
+		}
+	}
+}
+
+// The same object keeps its pointer: what follows is computed from what changed.
+func TestPointers(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "b.yaml")
+	write(t, a, policy("a", 1), policy("x", 5))
+	write(t, b, policy("b", 1))
+	first := read(t, dir, inventory.Objects{})
+	s := New(dir, first.Objects, slog.New(slog.DiscardHandler))
+	second, err := s.Refresh(t.Context())
+	must(t, err)
+	if !slices.Equal(first.Objects.Policies, second.Objects.Policies) {
+		t.Error("objects that are as in the saved state have new pointers")
+	}
+	write(t, a, policy("a", 2), policy("x", 5)) // as long as before
+	third, err := s.Refresh(t.Context())
+	must(t, err)
+	if told(third) != "a:2 b:1 x:5" || third.Objects.Policies[0] == second.Objects.Policies[0] ||
+		third.Objects.Policies[1] != second.Objects.Policies[1] || third.Objects.Policies[2] != second.Objects.Policies[2] {
+		t.Errorf("in force %q; want a changed alone", told(third))
+	}
+	write(t, a, "# moved\n"+policy("a", 2), policy("x", 5))
+	fourth, err := s.Refresh(t.Context())
+	must(t, err)
+	if o := fourth.Objects.Policies[1].Origin; o.Line != 11 {
+		t.Errorf("x moved to line %d, want 11", o.Line)
+	}
+}

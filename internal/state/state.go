@@ -1,0 +1,161 @@
+// Package state keeps the last good input on disk, so that a gateway that
+// starts without its sources enforces what it did before (S9).
+//
+// What always holds: the file is either the whole of what was saved last or the
+// whole of what was saved before, also after a power cut at any moment. What is
+// read is believed only if its checksum is right and every object in it passes
+// the same validation as if it had just been written by hand. A damaged file is
+// set aside and never stops the daemon.
+package state
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/manifest"
+)
+
+// State is what each source knew last, by the source's name.
+type State struct {
+	Sources map[string]inventory.Objects
+}
+
+// version is that of the file format. A later version must keep the first line
+// as it is (see encode), so that this one can tell it from a damaged file.
+const version = 1
+
+// maxSize bounds the file, in bytes: no gateway has this much, and a damaged
+// file must not eat the gateway's memory.
+const maxSize = 64 << 20
+
+// ErrDamaged says that a state file can't be trusted: it is not what was
+// written.
+var ErrDamaged = errors.New("damaged")
+
+// ErrNewer says that a state file is sound but was written by a later version of
+// the daemon.
+var ErrNewer = errors.New("written by a later version of edgepolicyd")
+
+// object is one object in the file.
+type object struct {
+	Kind   inventory.Kind   `json:"kind"`
+	Origin inventory.Origin `json:"origin"`
+	Object json.RawMessage  `json:"object"` // inventory.Head.JSON
+}
+
+// body is what follows the first line.
+type body struct {
+	Sources map[string][]object `json:"sources"`
+}
+
+const magic = "edgepolicyd-state"
+
+// encode makes the content of the file. The first line is
+//
+//	edgepolicyd-state VERSION SHA256
+//
+// where the checksum is that of "edgepolicyd-state VERSION\n" and all that
+// follows the first line: a damaged version number is not a later version.
+func encode(s State) ([]byte, error) {
+	b := body{Sources: map[string][]object{}}
+	for name, o := range s.Sources {
+		list := make([]object, 0, len(o.Namespaces)+len(o.Pods)+len(o.Policies))
+		for _, n := range o.Namespaces {
+			list = append(list, object{inventory.KindNamespace, n.Origin, n.JSON})
+		}
+		for _, p := range o.Pods {
+			list = append(list, object{inventory.KindPod, p.Origin, p.JSON})
+		}
+		for _, p := range o.Policies {
+			list = append(list, object{inventory.KindPolicy, p.Origin, p.JSON})
+		}
+		b.Sources[name] = list
+	}
+	payload, err := json.Marshal(b)
+	if err != nil {
+		return nil, fmt.Errorf("encode state: %w", err)
+	}
+	payload = append(payload, '\n')
+	return append(fmt.Appendf(nil, "%s %d %s\n", magic, version, checksum(version, payload)), payload...), nil
+}
+
+func checksum(version int, payload []byte) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %d\n", magic, version)
+	h.Write(payload)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// decode reads the content of a file. The error is ErrDamaged or ErrNewer, with
+// an empty State; or names the objects that are sound but not valid any more,
+// because a later daemon validates more strictly: those are left out.
+func decode(data []byte) (State, error) {
+	first, payload, _ := bytes.Cut(data, []byte("\n"))
+	fields := bytes.Split(first, []byte(" "))
+	if len(fields) != 3 || string(fields[0]) != magic {
+		return State{}, fmt.Errorf("%w: its first line is not that of a state file", ErrDamaged)
+	}
+	v, err := strconv.Atoi(string(fields[1]))
+	if err != nil || strconv.Itoa(v) != string(fields[1]) || v < 1 {
+		return State{}, fmt.Errorf("%w: its version is %q", ErrDamaged, fields[1])
+	}
+	if checksum(v, payload) != string(fields[2]) {
+		return State{}, fmt.Errorf("%w: its checksum does not match", ErrDamaged)
+	}
+	if v > version {
+		return State{}, fmt.Errorf("%w: its version is %d, this daemon reads %d", ErrNewer, v, version)
+	}
+	var b body
+	d := json.NewDecoder(bytes.NewReader(payload))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&b); err != nil {
+		return State{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	s := State{Sources: make(map[string]inventory.Objects, len(b.Sources))}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(b.Sources)) {
+		var objects inventory.Objects
+		for _, o := range b.Sources[name] {
+			if err := o.add(&objects); err != nil {
+				errs = append(errs, fmt.Errorf("saved %s of %s left out: %w", o.Kind, o.Origin, err))
+			}
+		}
+		s.Sources[name] = objects
+	}
+	return s, errors.Join(errs...)
+}
+
+// add decodes and validates the object and appends it to those of its source.
+// Its origin is what was saved, not its place in the state file.
+func (o *object) add(to *inventory.Objects) error {
+	f := manifest.Decode(o.Origin.Source, o.Origin.File, o.Object)
+	if len(f.Documents) != 1 || !f.Documents[0].Valid || f.Documents[0].Kind != o.Kind {
+		for _, d := range f.Diagnostics {
+			if d.Severity == manifest.Error {
+				return errors.New(d.String())
+			}
+		}
+		return fmt.Errorf("it is not one %s", o.Kind)
+	}
+	switch d := f.Documents[0]; {
+	case d.Pod != nil:
+		d.Pod.Origin = o.Origin
+		to.Pods = append(to.Pods, d.Pod)
+	case d.Namespace != nil:
+		d.Namespace.Origin = o.Origin
+		to.Namespaces = append(to.Namespaces, d.Namespace)
+	case d.Policy != nil:
+		d.Policy.Origin = o.Origin
+		to.Policies = append(to.Policies, d.Policy)
+	}
+	return nil
+}
