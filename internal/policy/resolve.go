@@ -22,8 +22,7 @@ type Isolation struct {
 type Resolver struct {
 	opts       *inventory.Options
 	pods       map[inventory.Key]*podState
-	slots      []*podState // by slot; nil where free
-	policies   map[inventory.Key]*policyState
+	slots      []*podState    // by slot; nil where free
 	order      []*policyState // sorted by key
 	namespaces map[string]labels.Set
 	sides      map[string]*sideState
@@ -35,7 +34,6 @@ func NewResolver(o *inventory.Options) *Resolver {
 	return &Resolver{
 		opts:       o,
 		pods:       map[inventory.Key]*podState{},
-		policies:   map[inventory.Key]*policyState{},
 		namespaces: map[string]labels.Set{},
 		sides:      map[string]*sideState{},
 	}
@@ -47,7 +45,8 @@ type podState struct {
 	slot     int
 	nsLabels labels.Set
 	selected [2][]*policyState // policies that isolate it, in key order
-	stale    bool              // selected must be worked out again
+	sides    [2]string         // the names of what they make, by direction
+	stale    bool              // selected and sides must be worked out again
 }
 
 // podSet is a set of pods by slot.
@@ -148,36 +147,38 @@ func (r *Resolver) newSlot(p *inventory.Pod) *podState {
 }
 
 // updatePolicies brings the policies in line: new ones are matched against every
-// pod, the others against the changed pods.
+// pod, the others against the changed pods. Both lists are sorted by key.
 func (r *Resolver) updatePolicies(s *inventory.Snapshot, changed []*podState) {
-	next := make(map[inventory.Key]*policyState, len(s.Policies))
+	old := r.order
 	order := make([]*policyState, 0, len(s.Policies))
 	for _, p := range s.Policies {
-		st := r.policies[p.Key]
+		for len(old) > 0 && old[0].policy.Key.Compare(p.Key) < 0 {
+			r.markSelected(old[0]) // gone
+			old = old[1:]
+		}
+		var st *policyState
+		if len(old) > 0 && old[0].policy.Key == p.Key {
+			st, old = old[0], old[1:]
+		}
 		switch {
 		case st == nil:
 			st = newPolicyState(p)
 			r.matchAll(st)
 		case st.policy != p:
 			r.markSelected(st)
-			version := st.version
 			st = newPolicyState(p)
-			st.version = [2]uint64{version[0] + 1, version[1] + 1}
 			r.matchAll(st)
 		default:
 			for _, pod := range changed {
 				r.match(st, pod)
 			}
 		}
-		next[p.Key] = st
 		order = append(order, st)
 	}
-	for k, st := range r.policies {
-		if next[k] == nil {
-			r.markSelected(st)
-		}
+	for _, st := range old {
+		r.markSelected(st)
 	}
-	r.policies, r.order = next, order
+	r.order = order
 }
 
 func newPolicyState(p *inventory.Policy) *policyState {
@@ -268,7 +269,7 @@ func inBlock(b *inventory.IPBlock, a netip.Addr) bool {
 // selectFor lists the policies that isolate a pod, in key order.
 func (r *Resolver) selectFor(pod *podState) {
 	pod.stale = false
-	pod.selected = [2][]*policyState{}
+	pod.selected, pod.sides = [2][]*policyState{}, [2]string{}
 	if r.opts.NeverIsolated(pod.pod.Key) { // S35
 		return
 	}
@@ -281,6 +282,9 @@ func (r *Resolver) selectFor(pod *podState) {
 				pod.selected[d] = append(pod.selected[d], st)
 			}
 		}
+	}
+	for _, d := range inventory.Directions {
+		pod.sides[d] = sideName(d, pod)
 	}
 }
 
@@ -309,7 +313,7 @@ func (r *Resolver) isolations(s *inventory.Snapshot) []Isolation {
 // side gives the Side of a pod: pods that the same policies select share one,
 // unless an ingress rule names a port, which each pod resolves for itself (S20).
 func (r *Resolver) side(d inventory.Direction, pod *podState, used map[string]*sideState) *Side {
-	id := sideName(d, pod)
+	id := pod.sides[d]
 	st := used[id]
 	if st != nil {
 		return st.side

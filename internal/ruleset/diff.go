@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -77,18 +78,54 @@ func Diff(actual, desired *Table) Change {
 		d.compare()
 	}
 	if d.restricts && len(actual.Chains) > 0 {
-		mark, _ := d.target.Mark.Next()
-		d.target = d.target.withMark(mark)
-		d.compare()
-		d.restricts = true
+		d.bump()
 	}
 	change := Change{Target: d.target, Restricts: d.restricts}
 	for _, t := range d.transactions {
 		if len(t) > 0 {
+			slices.SortFunc(t, compareOps)
 			change.Transactions = append(change.Transactions, t)
 		}
 	}
 	return change
+}
+
+// bump gives the target a new epoch, in the same transaction as what restricts.
+func (d *differ) bump() {
+	mark, _ := d.target.Mark.Next()
+	d.target = d.target.withMark(mark)
+	holds := func(op Op) bool {
+		return op.Chain != nil && (op.Chain.Name == chainForward || op.Chain.Name == chainStamp)
+	}
+	for i, t := range d.transactions {
+		d.transactions[i] = slices.DeleteFunc(t, func(op Op) bool { return op.Kind == EditChain && holds(op) })
+		for j, op := range t {
+			if op.Kind == AddChain && holds(op) {
+				t[j].Chain = d.target.Chains[op.Chain.Name]
+			}
+		}
+	}
+	for _, name := range []string{chainForward, chainStamp} {
+		if d.actual.Chains[name] != nil && (d.actual.Chains[name].Hook == nil) == (d.target.Chains[name].Hook == nil) {
+			d.add(switchOver, Op{Kind: EditChain, Chain: d.target.Chains[name]})
+		}
+	}
+}
+
+// compareOps puts a transaction's operations in the order of their kinds, which
+// is one that the kernel can follow, and those of a kind in that of their names.
+func compareOps(a, b Op) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.subject(), b.subject()))
+}
+
+func (o Op) subject() string {
+	switch {
+	case o.Set != nil:
+		return o.Set.Name
+	case o.Chain != nil:
+		return o.Chain.Name
+	}
+	return o.Name
 }
 
 // The transactions of a change, by index.
@@ -138,15 +175,18 @@ func (d *differ) place(desired *Table) {
 		if !forced {
 			physical, old = d.find(logical, s)
 		}
-		n := *s
-		n.Name = physical
-		if old != nil {
-			n.Size = old.Size
-		}
 		if physical != logical {
 			renamed[logical] = physical
 		}
-		target.Sets[physical] = &n
+		if physical != s.Name || old != nil && old.Size != s.Size {
+			n := *s
+			n.Name = physical
+			if old != nil {
+				n.Size = old.Size
+			}
+			s = &n
+		}
+		target.Sets[physical] = s
 	}
 	if len(renamed) > 0 {
 		target.Chains = renameSets(desired.Chains, renamed)
@@ -217,28 +257,28 @@ func renameExpr(e Expr, renamed map[string]string) (Expr, bool) {
 func (d *differ) compare() {
 	d.transactions = [4]Transaction{}
 	d.restricts, d.egressRestricts, d.ingressGrows = false, false, nil
-	for _, name := range names(d.target.Counters) {
+	for name := range d.target.Counters {
 		if !d.actual.Counters[name] {
 			d.add(prepare, Op{Kind: AddCounter, Name: name})
 		}
 	}
-	for _, name := range names(d.target.Sets) {
-		d.compareSet(d.actual.Sets[name], d.target.Sets[name])
+	for name, s := range d.target.Sets {
+		d.compareSet(d.actual.Sets[name], s)
 	}
-	for _, name := range names(d.target.Chains) {
-		d.compareChain(d.actual.Chains[name], d.target.Chains[name])
+	for name, c := range d.target.Chains {
+		d.compareChain(d.actual.Chains[name], c)
 	}
-	for _, name := range names(d.actual.Chains) {
+	for name, c := range d.actual.Chains {
 		if d.target.Chains[name] == nil {
-			d.add(cleanup, Op{Kind: DeleteChain, Chain: d.actual.Chains[name]})
+			d.add(cleanup, Op{Kind: DeleteChain, Chain: c})
 		}
 	}
-	for _, name := range names(d.actual.Sets) {
+	for name, s := range d.actual.Sets {
 		if d.target.Sets[name] == nil {
-			d.add(cleanup, Op{Kind: DeleteSet, Set: d.actual.Sets[name]})
+			d.add(cleanup, Op{Kind: DeleteSet, Set: s})
 		}
 	}
-	for _, name := range names(d.actual.Counters) {
+	for name := range d.actual.Counters {
 		if !d.target.Counters[name] {
 			d.add(cleanup, Op{Kind: DeleteCounter, Name: name})
 		}
