@@ -1,0 +1,180 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// PodLink says how the gateway reaches an address: by its route.
+type PodLink struct {
+	Interface string     // empty: no route
+	Index     int        // of the interface
+	Kind      string     // IFLA_INFO_KIND: veth, bridge, macvlan, ...; empty for hardware and lo
+	Bridge    bool       // the interface is a Linux bridge
+	Uplink    bool       // a default route leaves here too
+	Via       netip.Addr // the next hop, if there is one
+	Own       bool       // the address is the gateway's own
+}
+
+// Links finds the links of addresses, in their order.
+func Links(ctx context.Context, addrs []netip.Addr) ([]PodLink, error) {
+	c, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	uplinks := map[int]bool{}
+	err = eachRoute(c, func(r route) {
+		for _, h := range r.hops {
+			if r.all && r.typ == unix.RTN_UNICAST {
+				uplinks[h.link] = true
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the gateway's default routes: %w", err)
+	}
+	known := map[int]PodLink{} // by index
+	links := make([]PodLink, len(addrs))
+	for i, a := range addrs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		r, err := lookup(c, a)
+		if err != nil {
+			return nil, fmt.Errorf("find the route to %s: %w", a, err)
+		}
+		if len(r.hops) == 0 {
+			continue
+		}
+		h := r.hops[0]
+		l, ok := known[h.link]
+		if !ok {
+			if l, err = readLink(c, h.link); err != nil {
+				return nil, fmt.Errorf("read the interface towards %s: %w", a, err)
+			}
+			l.Uplink = uplinks[h.link]
+			known[h.link] = l
+		}
+		l.Via, l.Own = h.via, r.typ == unix.RTN_LOCAL
+		links[i] = l
+	}
+	return links, nil
+}
+
+// lookup asks the kernel for the route that a packet to an address takes. No
+// route is a route without hops.
+func lookup(c *netlink.Conn, a netip.Addr) (route, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Bytes(unix.RTA_DST, a.AsSlice())
+	b, err := ae.Encode()
+	if err != nil {
+		return route{}, err
+	}
+	head := make([]byte, unix.SizeofRtMsg)
+	head[0], head[1] = unix.AF_INET6, byte(a.BitLen())
+	if a.Is4() {
+		head[0] = unix.AF_INET
+	}
+	msgs, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request},
+		Data:   append(head, b...),
+	})
+	for _, none := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL} {
+		if errors.Is(err, none) { // unreachable, prohibited and blackhole routes among them
+			return route{}, nil
+		}
+	}
+	if err != nil {
+		return route{}, err
+	}
+	if len(msgs) == 0 {
+		return route{}, nil
+	}
+	r, _, err := readRoute(msgs[0].Data)
+	if r.typ != unix.RTN_UNICAST && r.typ != unix.RTN_LOCAL {
+		r.hops = nil // an IPv6 unreachable route names lo
+	}
+	return r, err
+}
+
+func readLink(c *netlink.Conn, index int) (PodLink, error) {
+	m, err := getLink(c, index, "")
+	if err != nil {
+		return PodLink{}, err
+	}
+	l := PodLink{Index: index}
+	err = attributes(m.Data, unix.SizeofIfInfomsg, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case unix.IFLA_IFNAME:
+			l.Interface = ad.String()
+		case unix.IFLA_LINKINFO:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == unix.IFLA_INFO_KIND {
+						l.Kind = ad.String()
+					}
+				}
+				return nil
+			})
+		}
+	})
+	l.Bridge = l.Kind == "bridge"
+	return l, err
+}
+
+// getLink reads one interface, by index or by name.
+func getLink(c *netlink.Conn, index int, name string) (netlink.Message, error) {
+	ae := netlink.NewAttributeEncoder()
+	if name != "" {
+		ae.String(unix.IFLA_IFNAME, name)
+	}
+	b, err := ae.Encode()
+	if err != nil {
+		return netlink.Message{}, err
+	}
+	msgs, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
+		Data:   append(ifinfo(index), b...),
+	})
+	if err != nil {
+		return netlink.Message{}, err
+	}
+	if len(msgs) == 0 {
+		return netlink.Message{}, syscall.ENODEV
+	}
+	return msgs[0], nil
+}
+
+// Unenforceable says why the traffic of a pod there does not pass the
+// gateway's filter, or not all of it (S34), and what would be right; "" where
+// it passes.
+func (l PodLink) Unenforceable() string {
+	switch {
+	case l.Interface == "":
+		return "the gateway has no route to it: check that the pod runs here and that its address is right"
+	case l.Own:
+		return "it is an address of the gateway itself: give the pod one of its own"
+	case l.Via.IsValid():
+		return fmt.Sprintf("it is reached through the router %s on %s: its traffic to others there does not pass this gateway", l.Via, l.Interface)
+	case l.Kind == "bridge":
+		return ""
+	case l.Uplink:
+		return fmt.Sprintf("it is reached out of the uplink %s: it is on the network outside, and its traffic there does not pass this gateway's filter", l.Interface)
+	}
+	switch l.Kind {
+	case "veth", "tun", "netkit":
+		return ""
+	case "macvlan", "macvtap", "ipvlan", "ipvtap":
+		return fmt.Sprintf("it is on %s, a %s interface, whose traffic does not pass the gateway's filter: attach the pod by a veth pair, routed or on a bridge", l.Interface, l.Kind)
+	case "":
+		return fmt.Sprintf("it is reached out of %s, a network card: its traffic to others there does not pass the gateway's filter", l.Interface)
+	}
+	return fmt.Sprintf("it is reached out of %s, a %s interface, which does not end in a pod of this gateway", l.Interface, l.Kind)
+}
