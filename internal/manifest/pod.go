@@ -58,7 +58,7 @@ var phases = []string{"", "Pending", "Running", "Succeeded", "Failed", "Unknown"
 func (l *log) podObject(key inventory.Key, origin inventory.Origin) *inventory.Pod {
 	var m podManifest
 	(&reader{log: l, lenient: true}).read(l.node, nil, reflect.ValueOf(&m).Elem())
-	m.Metadata.Namespace = key.Namespace
+	m.APIVersion, m.Kind, m.Metadata.Namespace = "v1", "Pod", key.Namespace // items of a PodList leave them out
 	l.metadata(m.Metadata, validation.IsDNS1123Subdomain)
 
 	pod := &inventory.Pod{
@@ -158,7 +158,7 @@ func (l *log) addresses(s *podStatus) []netip.Addr {
 func (l *log) namespaceObject(key inventory.Key, origin inventory.Origin) *inventory.Namespace {
 	var m head
 	(&reader{log: l, lenient: true}).read(l.node, nil, reflect.ValueOf(&m).Elem())
-	m.Metadata.Namespace = ""
+	m.APIVersion, m.Kind, m.Metadata.Namespace = "v1", "Namespace", ""
 	l.metadata(m.Metadata, validation.IsDNS1123Label)
 	if !l.valid() {
 		return nil
