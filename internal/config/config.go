@@ -1,0 +1,128 @@
+// Package config reads the daemon's own configuration.
+//
+// What always holds: every key is optional, an unknown one is an error with its
+// line, and a Config that was read without error is valid. The keys, their
+// defaults and their meaning stand in this package and nowhere else: documents
+// are generated from Reference.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/manifest"
+)
+
+// DefaultPath is where the configuration is looked for. A file missing there
+// means the defaults.
+const DefaultPath = "/etc/edgepolicyd/config.yaml"
+
+// Config is the configuration file, with the defaults where it is silent. Each
+// json tag is a key, described in keys.
+type Config struct {
+	Sources            Sources    `json:"sources"`
+	StateDir           Path       `json:"stateDir"`
+	Socket             Path       `json:"socket"`
+	Table              Table      `json:"table"`
+	Log                Log        `json:"log"`
+	IPBlockMatchesPods bool       `json:"ipBlockMatchesPods"`
+	Denied             Denied     `json:"denied"`
+	Gateway            Gateway    `json:"gateway"`
+	NeverPods          []Prefix   `json:"neverPods"`
+	NeverIsolate       []Workload `json:"neverIsolate"`
+	ConnectionMark     Mark       `json:"connectionMark"`
+}
+
+// Sources are the places that pods, namespaces and policies are read from.
+type Sources struct {
+	Directory Directory `json:"directory"`
+}
+
+// Directory is the watched directory of manifests.
+type Directory struct {
+	Path Path `json:"path"`
+}
+
+// Log is what the daemon writes to standard error.
+type Log struct {
+	Level Level `json:"level"`
+}
+
+// Gateway is what pods may do with the gateway's own addresses (S25).
+type Gateway struct {
+	Egress        Egress `json:"egress"`
+	AllowFromPods []Port `json:"allowFromPods"`
+}
+
+// Mark is the daemon's part of the connection mark.
+type Mark struct {
+	Mask Mask `json:"mask"`
+}
+
+// Default is the configuration of an empty file.
+func Default() Config {
+	o := inventory.DefaultOptions()
+	return Config{
+		Sources:            Sources{Directory{Path: "/etc/edgepolicy.d"}},
+		StateDir:           "/var/lib/edgepolicyd",
+		Socket:             "/run/edgepolicyd/edgepolicyd.sock",
+		Table:              "edgepolicyd",
+		IPBlockMatchesPods: o.IPBlockMatchesPods,
+		Denied:             "drop",
+		Gateway:            Gateway{Egress: "enforce"},
+		ConnectionMark:     Mark{Mask(o.MarkMask)},
+	}
+}
+
+// Load reads the configuration file, DefaultPath if path is empty. The error
+// joins everything wrong with it, a line each.
+func Load(path string) (Config, error) {
+	if path == "" {
+		path = DefaultPath
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && path == DefaultPath {
+		return Default(), nil
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	c, found := Parse(path, data)
+	var errs []error
+	for _, d := range found {
+		if d.Severity == manifest.Error {
+			errs = append(errs, d)
+		}
+	}
+	return c, errors.Join(errs...)
+}
+
+// Parse reads a configuration from text; file is its name for messages. The
+// Config is not to be used when a diagnostic is an error.
+func Parse(file string, data []byte) (Config, []manifest.Diagnostic) {
+	c := Default()
+	return c, manifest.Unmarshal(file, data, &c)
+}
+
+// Options are the settings that change what is enforced.
+func (c Config) Options() inventory.Options {
+	o := inventory.Options{
+		IPBlockMatchesPods: c.IPBlockMatchesPods,
+		GatewayEgress:      c.Gateway.Egress == "enforce",
+		Reject:             c.Denied == "reject",
+		MarkMask:           uint32(c.ConnectionMark.Mask),
+	}
+	for _, p := range c.Gateway.AllowFromPods {
+		o.GatewayPorts = append(o.GatewayPorts, inventory.Port(p))
+	}
+	for _, w := range c.NeverIsolate {
+		o.NeverIsolate = append(o.NeverIsolate, inventory.Key(w))
+	}
+	for _, p := range c.NeverPods {
+		o.NeverPods = append(o.NeverPods, p.Prefix)
+	}
+	return o
+}
