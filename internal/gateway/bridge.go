@@ -53,16 +53,34 @@ type bridgeFlags struct {
 	ip4, ip6 bool
 }
 
+// getLink reads one interface.
+func getLink(c *netlink.Conn, name string) (netlink.Message, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.String(unix.IFLA_IFNAME, name)
+	b, err := ae.Encode()
+	if err != nil {
+		return netlink.Message{}, err
+	}
+	msgs, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
+		Data:   append(ifinfo(0), b...),
+	})
+	if err != nil {
+		return netlink.Message{}, err
+	}
+	if len(msgs) == 0 || len(msgs[0].Data) < unix.SizeofIfInfomsg {
+		return netlink.Message{}, errors.New("an answer without an interface")
+	}
+	return msgs[0], nil
+}
+
 func readBridge(c *netlink.Conn, name string) (bridgeFlags, error) {
-	m, err := getLink(c, 0, name)
+	m, err := getLink(c, name)
 	if errors.Is(err, unix.ENODEV) {
 		return bridgeFlags{}, fmt.Errorf("bridge %s: there is no such interface: %w", name, unix.ENODEV)
 	}
 	if err != nil {
 		return bridgeFlags{}, fmt.Errorf("read bridge %s: %w", name, err)
-	}
-	if len(m.Data) < unix.SizeofIfInfomsg {
-		return bridgeFlags{}, fmt.Errorf("read bridge %s: a message of %d bytes", name, len(m.Data))
 	}
 	f := bridgeFlags{index: int(binary.NativeEndian.Uint32(m.Data[4:]))}
 	kind := ""

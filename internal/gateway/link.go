@@ -2,10 +2,10 @@ package gateway
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
-	"syscall"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -40,7 +40,10 @@ func Links(ctx context.Context, addrs []netip.Addr) ([]PodLink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the gateway's default routes: %w", err)
 	}
-	known := map[int]PodLink{} // by index
+	known, err := interfaces(c)
+	if err != nil {
+		return nil, fmt.Errorf("read the gateway's interfaces: %w", err)
+	}
 	links := make([]PodLink, len(addrs))
 	for i, a := range addrs {
 		if err := ctx.Err(); err != nil {
@@ -56,12 +59,9 @@ func Links(ctx context.Context, addrs []netip.Addr) ([]PodLink, error) {
 		h := r.hops[0]
 		l, ok := known[h.link]
 		if !ok {
-			if l, err = readLink(c, h.link); err != nil {
-				return nil, fmt.Errorf("read the interface towards %s: %w", a, err)
-			}
-			l.Uplink = uplinks[h.link]
-			known[h.link] = l
+			continue // made since the list was read: a change that Watch tells
 		}
+		l.Uplink = uplinks[h.link]
 		l.Via, l.Own = h.via, r.typ == unix.RTN_LOCAL
 		links[i] = l
 	}
@@ -104,52 +104,38 @@ func lookup(c *netlink.Conn, a netip.Addr) (route, error) {
 	return r, err
 }
 
-func readLink(c *netlink.Conn, index int) (PodLink, error) {
-	m, err := getLink(c, index, "")
+// interfaces reads all interfaces, by index.
+func interfaces(c *netlink.Conn) (map[int]PodLink, error) {
+	msgs, err := dump(c, unix.RTM_GETLINK, ifinfo(0))
 	if err != nil {
-		return PodLink{}, err
+		return nil, err
 	}
-	l := PodLink{Index: index}
-	err = attributes(m.Data, unix.SizeofIfInfomsg, func(ad *netlink.AttributeDecoder) {
-		switch ad.Type() {
-		case unix.IFLA_IFNAME:
-			l.Interface = ad.String()
-		case unix.IFLA_LINKINFO:
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				for ad.Next() {
-					if ad.Type() == unix.IFLA_INFO_KIND {
-						l.Kind = ad.String()
+	all := make(map[int]PodLink, len(msgs))
+	for _, m := range msgs {
+		var l PodLink
+		err := attributes(m.Data, unix.SizeofIfInfomsg, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.IFLA_IFNAME:
+				l.Interface = ad.String()
+			case unix.IFLA_LINKINFO:
+				ad.Nested(func(ad *netlink.AttributeDecoder) error {
+					for ad.Next() {
+						if ad.Type() == unix.IFLA_INFO_KIND {
+							l.Kind = ad.String()
+						}
 					}
-				}
-				return nil
-			})
+					return nil
+				})
+			}
+		})
+		if err != nil {
+			return nil, err
 		}
-	})
-	l.Bridge = l.Kind == "bridge"
-	return l, err
-}
-
-// getLink reads one interface, by index or by name.
-func getLink(c *netlink.Conn, index int, name string) (netlink.Message, error) {
-	ae := netlink.NewAttributeEncoder()
-	if name != "" {
-		ae.String(unix.IFLA_IFNAME, name)
+		l.Index = int(binary.NativeEndian.Uint32(m.Data[4:]))
+		l.Bridge = l.Kind == "bridge"
+		all[l.Index] = l
 	}
-	b, err := ae.Encode()
-	if err != nil {
-		return netlink.Message{}, err
-	}
-	msgs, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
-		Data:   append(ifinfo(index), b...),
-	})
-	if err != nil {
-		return netlink.Message{}, err
-	}
-	if len(msgs) == 0 {
-		return netlink.Message{}, syscall.ENODEV
-	}
-	return msgs[0], nil
+	return all, nil
 }
 
 // Unenforceable says why the traffic of a pod there does not pass the
