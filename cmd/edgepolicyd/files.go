@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"edgepolicy.io/edgepolicyd/internal/config"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/manifest"
+	"edgepolicy.io/edgepolicyd/internal/source"
+	"edgepolicy.io/edgepolicyd/internal/source/directory"
+)
+
+const defaultConfig = config.DefaultPath
+
+// config reads the configuration; without --config the file need not be there.
+func (a *app) config() (config.Config, error) {
+	if !a.configNamed {
+		return config.Load("")
+	}
+	return config.Load(a.configPath)
+}
+
+// readFiles decodes files, and the files in folders by the same rules as the
+// daemon, apart from those on owner and mode.
+func readFiles(paths []string) ([]manifest.File, error) {
+	var files []manifest.File
+	for _, path := range paths {
+		names := []string{path}
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		if info.IsDir() {
+			if names, err = directory.Names(path); err != nil {
+				return nil, err
+			}
+		}
+		for _, name := range names {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, manifest.Decode("directory", name, data))
+		}
+	}
+	return files, nil
+}
+
+// snapshotOf merges what the files hold, as the daemon would without knowing a
+// gateway's own addresses.
+func snapshotOf(files []manifest.File, o *inventory.Options) (*inventory.Snapshot, []source.Problem) {
+	report := source.Report{Source: "directory"}
+	for _, f := range files {
+		for _, d := range f.Documents {
+			if !d.Valid {
+				continue
+			}
+			switch d.Kind {
+			case inventory.KindPod:
+				report.Objects.Pods = append(report.Objects.Pods, d.Pod)
+			case inventory.KindNamespace:
+				report.Objects.Namespaces = append(report.Objects.Namespaces, d.Namespace)
+			case inventory.KindPolicy:
+				report.Objects.Policies = append(report.Objects.Policies, d.Policy)
+			}
+		}
+	}
+	return source.Merge([]source.Report{report}, nil, nil, o)
+}
+
+// diagnostics are all findings of decoding, sorted as found.
+func diagnostics(files []manifest.File) (errs, warnings []manifest.Diagnostic) {
+	for _, f := range files {
+		for _, d := range f.Diagnostics {
+			if d.Severity == manifest.Error {
+				errs = append(errs, d)
+			} else {
+				warnings = append(warnings, d)
+			}
+		}
+	}
+	return errs, warnings
+}
+
+// valid reads files that must all be valid.
+func (a *app) valid(paths []string, o *inventory.Options) (*inventory.Snapshot, error) {
+	files, err := readFiles(paths)
+	if err != nil {
+		return nil, err
+	}
+	errs, _ := diagnostics(files)
+	for _, d := range errs {
+		fmt.Fprintln(a.stderr, d)
+	}
+	if len(errs) > 0 {
+		return nil, fmt.Errorf("%d errors in the files; see edgepolicyd check", len(errs))
+	}
+	s, problems := snapshotOf(files, o)
+	for _, p := range problems {
+		fmt.Fprintf(a.stderr, "%s: warning: %s: %s\n", p.Origin, p.Object, p.Reason)
+	}
+	return s, nil
+}

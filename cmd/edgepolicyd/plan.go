@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/policy"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+)
+
+func (a *app) planCommand() *cobra.Command {
+	var pod string
+	var diff bool
+	c := &cobra.Command{
+		Use:   "plan [PATH...]",
+		Short: "Print the table that files would give",
+		Long: `Print the nftables table that the policies in files or folders (default: the
+configured directory) would give, as text that nft -c -f - accepts. With --diff,
+print how it differs from what the running daemon enforces.`,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.plan(cmd.Context(), args, pod, diff) },
+	}
+	c.Flags().StringVar(&pod, "pod", "", "only the part of this pod, as NAMESPACE/NAME")
+	c.Flags().BoolVar(&diff, "diff", false, "compare with the running daemon")
+	return c
+}
+
+func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	if len(paths) == 0 {
+		paths = []string{string(cfg.Sources.Directory.Path)}
+	}
+	o := cfg.Options()
+	s, err := a.valid(paths, &o)
+	if err != nil {
+		return err
+	}
+	mark, _ := ruleset.Mark{Mask: o.MarkMask}.Next()
+	table := ruleset.NewCompiler(string(cfg.Table), &o).Compile(policy.NewResolver(&o).Update(s), mark)
+	text, err := podPart(table, s, pod)
+	if err != nil {
+		return err
+	}
+	if !diff {
+		return a.printPlan(text)
+	}
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	running, err := client.Table(ctx, pod)
+	if err != nil {
+		return err
+	}
+	return a.printPlan(ruleset.CompareText(running, text))
+}
+
+func (a *app) printPlan(text string) error {
+	if a.output == "json" {
+		return a.printJSON(map[string]string{"plan": text})
+	}
+	_, err := io.WriteString(a.stdout, text)
+	return err
+}
+
+func podPart(t *ruleset.Table, s *inventory.Snapshot, pod string) (string, error) {
+	if pod == "" {
+		return t.Text(nil), nil
+	}
+	namespace, name, found := strings.Cut(pod, "/")
+	key := inventory.Key{Namespace: namespace, Name: name}
+	if !found || s.Pod(key) == nil {
+		return "", fmt.Errorf("no pod %q in the files; name it as NAMESPACE/NAME", pod)
+	}
+	return t.Text(ruleset.PodChains(key)), nil
+}

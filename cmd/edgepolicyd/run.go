@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"edgepolicy.io/edgepolicyd/internal/config"
+	"edgepolicy.io/edgepolicyd/internal/enforce"
+	"edgepolicy.io/edgepolicyd/internal/source"
+	"edgepolicy.io/edgepolicyd/internal/source/directory"
+	"edgepolicy.io/edgepolicyd/internal/state"
+	"edgepolicy.io/edgepolicyd/internal/status"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon",
+		Long: `Run the daemon: read the policies, enforce them, and follow every change.
+
+It logs to standard error, tells systemd when it is ready (NOTIFY_SOCKET) and
+that it is alive (WATCHDOG_USEC), and reads its sources anew on SIGHUP. When it
+ends, for whatever reason, what it enforces stays in force.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.config()
+			if err != nil {
+				return err
+			}
+			return a.daemon(cmd.Context(), cfg)
+		},
+	}
+}
+
+// reloadTimeout bounds a reload that SIGHUP asks for.
+const reloadTimeout = 30 * time.Second
+
+func (a *app) daemon(ctx context.Context, cfg config.Config) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.Level(cfg.Log.Level)}))
+	log.Info("starting", "version", version, "pid", os.Getpid(), "directory", string(cfg.Sources.Directory.Path), "table", string(cfg.Table))
+
+	store := state.New(string(cfg.StateDir), log)
+	last, err := store.Load()
+	if err != nil {
+		log.Error("the saved state can't be used, or not all of it; going on with what the sources give", "error", err)
+	}
+	e := enforce.New(enforce.Config{
+		Table: string(cfg.Table), Options: cfg.Options(), Store: store, Log: log, Version: version,
+		Sources: []source.Source{directory.New(string(cfg.Sources.Directory.Path), last.Sources["directory"], log)},
+	})
+	notify := status.NewNotifier(os.Getenv)
+	failed := make(chan error, 2)
+	go func() {
+		if err := status.Serve(ctx, string(cfg.Socket), e, log); err != nil {
+			failed <- fmt.Errorf("status socket: %w", err)
+			cancel()
+		}
+	}()
+	go func() {
+		if err := notify.Watchdog(ctx, e.Alive); err != nil {
+			log.Error("the watchdog can't be told", "error", err)
+		}
+	}()
+	go reloadOnHangup(ctx, e, notify, log)
+	err = e.Run(ctx, func() {
+		log.Info("ready")
+		if err := notify.Ready("enforcing"); err != nil {
+			log.Error("systemd can't be told", "error", err)
+		}
+	})
+	if stopErr := notify.Stopping(); stopErr != nil {
+		log.Error("systemd can't be told", "error", stopErr)
+	}
+	select {
+	case e := <-failed:
+		err = errors.Join(err, e)
+	default:
+	}
+	log.Info("stopped; what was enforced stays in force")
+	return err
+}
+
+// reloadOnHangup does on SIGHUP what the command reload does.
+func reloadOnHangup(ctx context.Context, e *enforce.Enforcer, notify status.Notifier, log *slog.Logger) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		}
+		if err := notify.Reloading(); err != nil {
+			log.Error("systemd can't be told", "error", err)
+		}
+		bounded, cancel := context.WithTimeout(ctx, reloadTimeout)
+		r, err := e.Reload(bounded)
+		cancel()
+		if err != nil {
+			log.Error("reload failed", "error", err)
+		} else {
+			log.Info("reloaded", "generation", r.Generation, "changes", r.Changes, "health", r.Health)
+		}
+		if err := notify.Ready("enforcing"); err != nil {
+			log.Error("systemd can't be told", "error", err)
+		}
+	}
+}

@@ -1,0 +1,254 @@
+package enforce
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"time"
+
+	"edgepolicy.io/edgepolicyd/internal/conntrack"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/nft"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+	"edgepolicy.io/edgepolicyd/internal/source"
+	"edgepolicy.io/edgepolicyd/internal/state"
+)
+
+// update brings the kernel in line with the reports and publishes the result.
+func (e *Enforcer) update() {
+	var list []source.Report
+	for _, s := range e.cfg.Sources {
+		list = append(list, e.reports[s.Name()])
+	}
+	e.snapshot, e.problems = source.Merge(list, e.own, e.nextHops, &e.cfg.Options)
+	e.lookAtPods()
+	e.isolations = e.resolver.Update(e.snapshot)
+	if e.flushed == nil {
+		e.applyErr = e.apply()
+		if e.applyErr != nil {
+			e.log.Error("the kernel does not have what it should; trying again", "error", e.applyErr)
+		}
+	}
+	e.save()
+	e.publish()
+}
+
+// attempts is how often apply begins anew at once when the kernel's answer was
+// lost or something else changed the table meanwhile.
+const attempts = 3
+
+// apply compiles the table and applies the difference. It finds out first what
+// the kernel holds, where that is not known.
+func (e *Enforcer) apply() error {
+	var errs []error
+	for range attempts {
+		err := e.applyOnce()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+		e.closeKernel() // the socket may be in any state: read everything anew
+	}
+	return errors.Join(errs[0], errs[len(errs)-1])
+}
+
+func (e *Enforcer) applyOnce() error {
+	if err := e.adopt(); err != nil {
+		return err
+	}
+	mark := e.actual.Mark
+	if mark.Mask != e.cfg.Options.MarkMask || mark.Epoch == 0 {
+		epoch, err := e.freshEpoch()
+		if err != nil {
+			return err
+		}
+		mark = ruleset.Mark{Mask: e.cfg.Options.MarkMask, Epoch: epoch}
+	}
+	desired := e.compiler.Compile(e.isolations, mark)
+	change := ruleset.Diff(e.actual, desired)
+	if change.Empty() {
+		return nil
+	}
+	begin := time.Now()
+	if err := e.kernel.Apply(change.Transactions); err != nil {
+		return err
+	}
+	took := time.Since(begin)
+	if elementsIn(change.Transactions) > verifyAbove {
+		if err := e.verify(change.Target); err != nil {
+			return err
+		}
+	}
+	e.actual = change.Target
+	e.generation++
+	e.lastApply = time.Now()
+	e.noteGeneration()
+	e.log.Info("applied", "generation", e.generation, "transactions", len(change.Transactions), "restricts", change.Restricts, "took", took)
+	if change.Restricts {
+		e.bumps++
+		e.sweep()
+	}
+	return nil
+}
+
+// adopt opens the socket, takes over the table that is there or makes one, and
+// reads what it holds (S31).
+func (e *Enforcer) adopt() error {
+	if e.kernel != nil && e.actual != nil {
+		return nil
+	}
+	if err := e.openKernel(); err != nil {
+		return err
+	}
+	if err := e.kernel.Claim(); err != nil {
+		return err
+	}
+	actual, err := e.kernel.Read()
+	if err != nil {
+		return err
+	}
+	if actual == nil {
+		return fmt.Errorf("table inet %s was taken away while it was being made", e.cfg.Table)
+	}
+	e.actual = actual
+	e.bumps = epochs(e.cfg.Options.MarkMask) // nobody knows which stamps are about
+	if len(actual.Chains) > 0 {
+		e.log.Info("adopted the table that was in force", "table", e.cfg.Table, "chains", len(actual.Chains), "sets", len(actual.Sets))
+	}
+	return nil
+}
+
+// epochs is how many epochs a mask has room for.
+func epochs(mask uint32) int { return 1<<bits.OnesCount32(mask) - 1 }
+
+// freshEpoch chooses an epoch that no connection carries: another program, or an
+// earlier table, may have left marks behind.
+func (e *Enforcer) freshEpoch() (uint32, error) {
+	mask := e.cfg.Options.MarkMask
+	stamps, err := conntrack.Stamps(mask)
+	if err != nil {
+		return 0, fmt.Errorf("read the connections' marks: %w", err)
+	}
+	m := ruleset.Mark{Mask: mask}
+	for range epochs(mask) {
+		m, _ = m.Next()
+		if stamps[m.Epoch] == 0 {
+			return m.Epoch, nil
+		}
+	}
+	m, _ = ruleset.Mark{Mask: mask}.Next()
+	if _, err := conntrack.Sweep(mask, 0); err != nil {
+		return 0, fmt.Errorf("clear the connections' marks: %w", err)
+	}
+	return m.Epoch, nil
+}
+
+// sweep clears stale stamps long before their epoch comes again: every stamp that
+// is about is then younger than half the epochs.
+func (e *Enforcer) sweep() {
+	if e.bumps < epochs(e.cfg.Options.MarkMask)/2 {
+		return
+	}
+	n, err := conntrack.Sweep(e.cfg.Options.MarkMask, e.actual.Mark.Epoch)
+	if err != nil {
+		e.log.Error("clearing stale connection marks failed; trying again with the next change", "error", err)
+		return
+	}
+	e.bumps = 0
+	e.log.Debug("cleared stale connection marks", "connections", n)
+}
+
+// verifyAbove is the number of elements in a change from which on the kernel's
+// table is read back: large loads have been seen to lose elements silently.
+const verifyAbove = 2000
+
+func elementsIn(list []ruleset.Transaction) int {
+	n := 0
+	for _, t := range list {
+		for _, op := range t {
+			n += len(op.Elements)
+			if op.Kind == ruleset.AddSet {
+				n += len(op.Set.Elements)
+			}
+		}
+	}
+	return n
+}
+
+func (e *Enforcer) verify(target *ruleset.Table) error {
+	got, err := e.kernel.Read()
+	if err != nil {
+		return err
+	}
+	if got == nil {
+		return fmt.Errorf("table inet %s is gone", e.cfg.Table)
+	}
+	if change := ruleset.Diff(got, target); !change.Empty() {
+		return fmt.Errorf("the kernel holds something else than was sent (%d transactions apart): %w", len(change.Transactions), nft.ErrUncertain)
+	}
+	return nil
+}
+
+// noteGeneration remembers the kernel's ruleset generation after our change.
+func (e *Enforcer) noteGeneration() {
+	gen, err := e.kernel.Generation()
+	if err != nil {
+		gen = 0
+	}
+	e.gen = gen
+}
+
+// check reads the table back if anything in nftables changed since our last
+// change, and mends what differs.
+func (e *Enforcer) check() {
+	if e.kernel == nil || e.flushed != nil || e.applyErr != nil {
+		return
+	}
+	gen, err := e.kernel.Generation()
+	if err == nil && gen == e.gen {
+		return
+	}
+	want := e.actual
+	got, err := e.kernel.Read()
+	if err == nil && got != nil && want != nil {
+		change := ruleset.Diff(got, want)
+		if change.Empty() {
+			e.gen = gen
+			return
+		}
+	}
+	e.log.Warn("the table was changed by another program; putting it right", "table", e.cfg.Table, "error", err)
+	e.closeKernel()
+	e.update()
+}
+
+// save hands what the sources know to the goroutine that writes it: a slow disk
+// must not keep the kernel waiting. Only the newest matters.
+func (e *Enforcer) save() {
+	s := state.State{Sources: map[string]inventory.Objects{}}
+	for name, r := range e.reports {
+		s.Sources[name] = r.Objects
+	}
+	select {
+	case <-e.toSave:
+	default:
+	}
+	e.toSave <- s
+}
+
+// writeState writes what save hands over until the channel is closed.
+func (e *Enforcer) writeState() {
+	for s := range e.toSave {
+		if e.cfg.Store == nil {
+			continue
+		}
+		_, err := e.cfg.Store.Save(s)
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if old := e.stateErr.Swap(&text); err != nil && (old == nil || *old != text) {
+			e.log.Error("the last good input can't be saved; a restart without the sources would not know it", "error", err)
+		}
+	}
+}

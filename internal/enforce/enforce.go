@@ -1,0 +1,340 @@
+// Package enforce is the one loop that brings the kernel in line with what the
+// sources know: merge, resolve, compile, compare, apply. It is the single
+// writer of the table, and it answers questions about what is in force.
+//
+// What always holds: the loop runs in one goroutine; what others may read is
+// published whole, after the kernel has it. When anything fails, what the kernel
+// enforces stays, and the loop tries again.
+package enforce
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"edgepolicy.io/edgepolicyd/internal/gateway"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/nft"
+	"edgepolicy.io/edgepolicyd/internal/policy"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+	"edgepolicy.io/edgepolicyd/internal/source"
+	"edgepolicy.io/edgepolicyd/internal/state"
+	"edgepolicy.io/edgepolicyd/internal/status"
+)
+
+// Config is what an Enforcer works with.
+type Config struct {
+	Table   string // name of the inet table
+	Options inventory.Options
+	Sources []source.Source // in the order of their precedence (S10)
+	Store   *state.Store    // nil: nothing is kept
+	Log     *slog.Logger
+	Version string // of the daemon, for status
+}
+
+// Enforcer is the loop's state. Only Run's goroutine touches it, but for
+// published and requests.
+type Enforcer struct {
+	cfg       Config
+	log       *slog.Logger
+	started   time.Time
+	requests  chan request
+	published atomic.Pointer[published]
+
+	reports  map[string]source.Report // the newest of each source
+	own      []netip.Addr             // the gateway's addresses
+	nextHops []netip.Addr
+	resolver *policy.Resolver
+	compiler *ruleset.Compiler
+
+	kernel *nft.Conn      // nil: to be opened
+	actual *ruleset.Table // what the kernel holds; meaningless without kernel
+	gen    uint32         // the kernel's ruleset generation after our last change
+	bumps  int            // epochs used since stale stamps were swept
+
+	snapshot      *inventory.Snapshot
+	isolations    []policy.Isolation
+	problems      []source.Problem
+	unenforceable []status.Unenforceable
+	bridges       []string // problems with bridges (S26)
+	links         map[netip.Addr]gateway.PodLink
+	since         map[inventory.Key]version
+	generation    uint64
+	lastApply     time.Time
+	applyErr      error
+	gatewayErr    error
+	stateErr      atomic.Pointer[string] // of the last save, empty if it went well
+	toSave        chan state.State       // at most one, the newest
+	flushed       *flushed
+}
+
+type flushed struct {
+	uid uint32
+	at  time.Time
+}
+
+// request is a question that the loop must answer itself. The result is what
+// changed.
+type request struct {
+	do   func() ([]string, error)
+	done chan answer
+}
+
+type answer struct {
+	changes []string
+	err     error
+}
+
+// New makes an Enforcer; Run makes it work.
+func New(cfg Config) *Enforcer {
+	e := &Enforcer{
+		cfg: cfg, log: cfg.Log, started: time.Now(),
+		requests: make(chan request),
+		toSave:   make(chan state.State, 1),
+		reports:  map[string]source.Report{},
+		since:    map[inventory.Key]version{},
+		snapshot: &inventory.Snapshot{},
+	}
+	e.resolver = policy.NewResolver(&e.cfg.Options)
+	e.compiler = ruleset.NewCompiler(cfg.Table, &e.cfg.Options)
+	e.publish()
+	return e
+}
+
+// retryAfter bounds how long the loop waits before it tries again what failed.
+const (
+	retryFirst = 100 * time.Millisecond
+	retryMost  = 5 * time.Second
+)
+
+// kernelTimeout bounds one round of questions to rtnetlink.
+const kernelTimeout = 5 * time.Second
+
+// checkEvery is how often the loop looks whether another program changed
+// nftables.
+const checkEvery = 5 * time.Second
+
+// Run reads the sources, enforces what they say, calls ready once when the kernel
+// has the first result, and goes on until ctx ends. The table stays (S31).
+func (e *Enforcer) Run(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, s := range e.cfg.Sources {
+		r, err := s.Refresh(ctx)
+		if err != nil {
+			return fmt.Errorf("source %s: %w", s.Name(), err)
+		}
+		e.take(r)
+	}
+	reports := make(chan source.Report)
+	for _, s := range e.cfg.Sources {
+		go func() {
+			if err := s.Run(ctx, reports); err != nil && ctx.Err() == nil {
+				e.log.Error("source stopped; what it knew stays in force", "source", s.Name(), "error", err)
+			}
+		}()
+	}
+	facts := make(chan struct{}, 1)
+	go e.watchGateway(ctx, facts)
+	written := make(chan struct{})
+	go func() {
+		e.writeState()
+		close(written)
+	}()
+	defer func() {
+		close(e.toSave)
+		<-written
+	}()
+	defer e.closeKernel()
+	e.readGateway()
+	e.update()
+
+	retry, wait := time.NewTimer(0), time.Duration(0)
+	retry.Stop()
+	check := time.NewTicker(checkEvery)
+	defer check.Stop()
+	for {
+		if e.applyErr == nil {
+			wait = 0
+			if ready != nil {
+				ready()
+				ready = nil
+			}
+		} else {
+			wait = min(max(retryFirst, 2*wait), retryMost)
+			retry.Reset(wait)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-reports:
+			if e.take(r) {
+				e.update()
+			}
+		case <-facts:
+			e.readGateway()
+			e.update()
+		case q := <-e.requests:
+			changes, err := q.do()
+			q.done <- answer{changes, err}
+		case <-check.C:
+			e.check()
+		case <-retry.C:
+			e.update()
+		}
+	}
+}
+
+// take keeps a report if it is newer than the one that is known.
+func (e *Enforcer) take(r source.Report) bool {
+	if old, ok := e.reports[r.Source]; ok && !r.Time.After(old.Time) {
+		return false
+	}
+	e.reports[r.Source] = r
+	return true
+}
+
+// ask has the loop do something and waits for it.
+func (e *Enforcer) ask(ctx context.Context, do func() ([]string, error)) ([]string, error) {
+	q := request{do: do, done: make(chan answer, 1)}
+	select {
+	case e.requests <- q:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	select {
+	case a := <-q.done:
+		return a.changes, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Alive says within a second whether the loop still turns, for the watchdog.
+func (e *Enforcer) Alive() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, err := e.ask(ctx, func() ([]string, error) { return nil, nil })
+	return err == nil
+}
+
+// Reload reads the sources now and returns when the kernel has the result on
+// every processor. It ends a flush.
+func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
+	var fresh []source.Report
+	for _, s := range e.cfg.Sources {
+		r, err := s.Refresh(ctx)
+		if err != nil {
+			return status.ReloadResult{}, fmt.Errorf("source %s: %w", s.Name(), err)
+		}
+		fresh = append(fresh, r)
+	}
+	changes, err := e.ask(ctx, func() ([]string, error) {
+		before := e.snapshot
+		e.flushed = nil
+		for _, r := range fresh {
+			e.take(r)
+		}
+		e.readGateway()
+		e.update()
+		everywhere()
+		return changesBetween(before, e.snapshot), e.applyErr
+	})
+	if err != nil {
+		return status.ReloadResult{}, err
+	}
+	s := e.Status()
+	return status.ReloadResult{
+		Generation: s.Generation, Changed: len(changes) > 0, Changes: changes,
+		Health: s.Health, Reasons: s.Reasons,
+	}, nil
+}
+
+// everywhere returns when no processor evaluates rules from before any more
+// (membarrier(2), MEMBARRIER_CMD_GLOBAL: a grace period of RCU). A kernel without
+// it has nothing to wait with.
+func everywhere() {
+	const commandGlobal = 1
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, commandGlobal, 0, 0)
+}
+
+// Flush takes the table away and stops enforcing until a reload or restart.
+func (e *Enforcer) Flush(ctx context.Context, uid uint32) error {
+	_, err := e.ask(ctx, func() ([]string, error) {
+		if err := e.openKernel(); err != nil {
+			return nil, err
+		}
+		err := e.kernel.Delete()
+		e.closeKernel()
+		if err != nil {
+			return nil, err
+		}
+		e.flushed = &flushed{uid: uid, at: time.Now()}
+		e.generation++
+		e.log.Warn("enforcement stopped: the table was taken away; reload or restart to enforce again", "uid", uid, "table", e.cfg.Table)
+		e.publish()
+		return nil, nil
+	})
+	return err
+}
+
+func (e *Enforcer) openKernel() error {
+	if e.kernel != nil {
+		return nil
+	}
+	k, err := nft.Open(e.cfg.Table)
+	if err != nil {
+		return err
+	}
+	e.kernel = k
+	return nil
+}
+
+func (e *Enforcer) closeKernel() {
+	if e.kernel == nil {
+		return
+	}
+	if err := e.kernel.Close(); err != nil {
+		e.log.Debug("close netlink socket", "error", err)
+	}
+	e.kernel, e.actual = nil, nil
+}
+
+// watchGateway tells the loop when addresses, links or routes changed.
+func (e *Enforcer) watchGateway(ctx context.Context, changed chan<- struct{}) {
+	for ctx.Err() == nil {
+		err := gateway.Watch(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		e.log.Error("watching the gateway's addresses and routes failed; trying again", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// readGateway learns the gateway's own addresses and next hops (S33).
+func (e *Enforcer) readGateway() {
+	ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
+	defer cancel()
+	f, err := gateway.Read(ctx)
+	e.gatewayErr = err
+	if err != nil {
+		e.log.Error("the gateway's own addresses can't be read; the last known ones stay", "error", err)
+		return
+	}
+	e.own, e.nextHops = f.Addresses, f.NextHops
+	e.links = nil
+}

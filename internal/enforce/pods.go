@@ -1,0 +1,91 @@
+package enforce
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"edgepolicy.io/edgepolicyd/internal/gateway"
+	"edgepolicy.io/edgepolicyd/internal/status"
+)
+
+// lookAtPods finds each pod's interface by its route, has the bridges among them
+// filter (S26), and names the pods whose traffic does not pass the table (S34).
+func (e *Enforcer) lookAtPods() {
+	fresh := e.links == nil // addresses, links or routes of the gateway changed
+	var missing []netip.Addr
+	for _, p := range e.snapshot.Pods {
+		if !p.Enforceable() {
+			continue
+		}
+		for _, a := range p.Addresses {
+			if _, ok := e.links[a]; !ok {
+				missing = append(missing, a)
+			}
+		}
+	}
+	if fresh {
+		e.links = map[netip.Addr]gateway.PodLink{}
+	}
+	if len(missing) > 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
+		links, err := gateway.Links(ctx, missing)
+		cancel()
+		if err != nil {
+			e.log.Error("the pods' routes can't be read", "error", err)
+		}
+		for i, l := range links {
+			e.links[missing[i]] = l
+		}
+	}
+	if fresh || len(missing) > 0 {
+		e.filterBridges()
+	}
+	e.unenforceable = nil
+	for _, p := range e.snapshot.Pods {
+		if !p.Enforceable() {
+			continue
+		}
+		for _, a := range p.Addresses {
+			if why := e.links[a].Unenforceable(); why != "" {
+				e.unenforceable = append(e.unenforceable, status.Unenforceable{
+					Pod: p.Key.String(), Reason: fmt.Sprintf("%s: %s", a, why),
+				})
+				break
+			}
+		}
+	}
+}
+
+// filterBridges switches netfilter on for the bridges that carry pods. It looks
+// at them after each change of the gateway's links, so that a bridge that was
+// made anew, or that someone changed, is found.
+func (e *Enforcer) filterBridges() {
+	bridges := map[string]bool{}
+	for _, p := range e.snapshot.Pods {
+		for _, a := range p.Addresses {
+			if l := e.links[a]; l.Bridge {
+				bridges[l.Interface] = true
+			}
+		}
+	}
+	var names, failed []string
+	for name := range bridges {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		changed, err := gateway.EnableBridgeFilter(name)
+		switch {
+		case err != nil:
+			failed = append(failed, fmt.Sprintf("pods on bridge %s are not separated from each other: %v", name, err))
+		case changed:
+			e.log.Info("switched netfilter on for a bridge that carries pods", "bridge", name)
+		}
+	}
+	if len(failed) > 0 && !slices.Equal(failed, e.bridges) {
+		e.log.Error("bridge filtering failed", "problems", failed)
+	}
+	e.bridges = failed
+}

@@ -1,0 +1,236 @@
+package enforce
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"time"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/manifest"
+	"edgepolicy.io/edgepolicyd/internal/nft"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+	"edgepolicy.io/edgepolicyd/internal/status"
+)
+
+// published is what others may read, made anew after each change.
+type published struct {
+	status   status.Status
+	snapshot *inventory.Snapshot
+	table    *ruleset.Table // what the kernel holds, nil if that is nothing
+}
+
+// version is the content of a policy and when it came into force.
+type version struct {
+	json  []byte
+	since time.Time
+}
+
+// publish makes what Status, Snapshot and Table give.
+func (e *Enforcer) publish() {
+	s := status.Status{
+		Version: status.Version, DaemonVersion: e.cfg.Version, Started: e.started,
+		Generation: e.generation, LastApply: e.lastApply, Table: e.cfg.Table,
+		Namespaces: len(e.snapshot.Namespaces), Unenforceable: e.unenforceable,
+	}
+	outside := map[string]bool{}
+	for _, u := range e.unenforceable {
+		outside[u.Pod] = true
+	}
+	selected := map[inventory.Key]int{}
+	for _, iso := range e.isolations {
+		s.Pods++
+		counted := map[inventory.Key]bool{}
+		for _, side := range iso.Sides {
+			if side == nil {
+				continue
+			}
+			for _, k := range side.Policies {
+				if !counted[k] {
+					counted[k] = true
+					selected[k]++
+				}
+			}
+		}
+		if len(counted) > 0 && !outside[iso.Pod.Key.String()] {
+			s.IsolatedPods++
+		}
+		if e.cfg.Options.NeverIsolated(iso.Pod.Key) {
+			s.NeverIsolated = append(s.NeverIsolated, iso.Pod.Key.String())
+		}
+	}
+	e.publishPolicies(&s, selected)
+	e.publishSources(&s)
+	s.Health, s.Reasons = e.health(&s)
+	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual})
+}
+
+func (e *Enforcer) publishPolicies(s *status.Status, selected map[inventory.Key]int) {
+	now := time.Now()
+	since := make(map[inventory.Key]version, len(e.snapshot.Policies))
+	for _, p := range e.snapshot.Policies {
+		v, ok := e.since[p.Key]
+		if !ok || !bytes.Equal(v.json, p.JSON) {
+			v = version{json: p.JSON, since: now}
+		}
+		since[p.Key] = v
+		s.Policies = append(s.Policies, status.PolicyStatus{
+			Name: p.Key.String(), Source: p.Origin.Source, File: p.Origin.String(), Since: v.since, Pods: selected[p.Key],
+		})
+	}
+	e.since = since
+}
+
+func (e *Enforcer) publishSources(s *status.Status) {
+	for _, src := range e.cfg.Sources {
+		r := e.reports[src.Name()]
+		st := status.SourceStatus{Name: src.Name(), LastRead: r.Time}
+		if r.Err != nil {
+			st.Error = r.Err.Error()
+		}
+		for _, d := range r.Diagnostics {
+			if d.Severity == manifest.Warning {
+				st.Warnings = append(st.Warnings, d.String())
+			}
+		}
+		s.Sources = append(s.Sources, st)
+		for _, x := range r.Rejected {
+			s.Rejected = append(s.Rejected, status.Rejected{Object: x.Object, File: x.Origin.String(), Reason: x.Reason, Kept: x.Kept})
+		}
+	}
+	for _, p := range e.problems {
+		s.Rejected = append(s.Rejected, status.Rejected{Object: p.Object, File: p.Origin.String(), Reason: p.Reason})
+	}
+}
+
+// health says how it is, and why, the most important first.
+func (e *Enforcer) health(s *status.Status) (string, []string) {
+	var failed, degraded []string
+	switch {
+	case e.flushed != nil:
+		failed = append(failed, fmt.Sprintf("flushed by uid %d at %s: nothing is enforced until a reload or restart", e.flushed.uid, e.flushed.at.Format(time.RFC3339)))
+	case e.applyErr != nil:
+		failed = append(failed, "the kernel does not have what it should: "+e.applyErr.Error())
+	case e.generation == 0 && e.actual == nil:
+		failed = append(failed, "starting: nothing was applied yet")
+	}
+	degraded = append(degraded, e.bridges...)
+	for _, src := range s.Sources {
+		if src.Error != "" {
+			degraded = append(degraded, fmt.Sprintf("source %s: %s (what was known last stays in force)", src.Name, src.Error))
+		}
+	}
+	for _, r := range s.Rejected {
+		text := r.Reason
+		if r.Object != "" {
+			text = r.Object + ": " + text
+		}
+		if r.Kept {
+			text += " (its last valid version stays in force)"
+		}
+		degraded = append(degraded, "rejected: "+text)
+	}
+	for _, u := range s.Unenforceable {
+		degraded = append(degraded, fmt.Sprintf("pod %s is not enforced: %s", u.Pod, u.Reason))
+	}
+	if e.gatewayErr != nil {
+		degraded = append(degraded, "the gateway's own addresses can't be read: "+e.gatewayErr.Error())
+	}
+	switch {
+	case len(failed) > 0:
+		return status.Failed, append(failed, degraded...)
+	case len(degraded) > 0:
+		return status.Degraded, degraded
+	}
+	return status.Healthy, nil
+}
+
+// Status gives what is known of the daemon. Whether the table is there is asked
+// of the kernel now.
+func (e *Enforcer) Status() status.Status {
+	s := e.published.Load().status
+	s.TablePresent = present(s.Table)
+	if !s.TablePresent && s.Health != status.Failed {
+		s.Health = status.Failed
+		s.Reasons = append([]string{"table inet " + s.Table + " is not in the kernel: another program took it away"}, s.Reasons...)
+	}
+	if text := e.stateErr.Load(); text != nil && *text != "" {
+		if s.Health == status.Healthy {
+			s.Health = status.Degraded
+		}
+		s.Reasons = append(slices.Clone(s.Reasons), "the last good input can't be saved: "+*text)
+	}
+	return s
+}
+
+func present(table string) bool {
+	c, err := nft.Open(table)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	there, err := c.Present()
+	return err == nil && there
+}
+
+// Snapshot gives what is known and the options it is judged by.
+func (e *Enforcer) Snapshot() (*inventory.Snapshot, inventory.Options) {
+	return e.published.Load().snapshot, e.cfg.Options
+}
+
+// Table gives the table in force as nft text, or one pod's part of it.
+func (e *Enforcer) Table(pod string) (string, error) {
+	p := e.published.Load()
+	if p.table == nil {
+		return "", fmt.Errorf("no table is in force")
+	}
+	if pod == "" {
+		return p.table.Text(nil), nil
+	}
+	for _, known := range p.snapshot.Pods {
+		if known.Key.String() == pod {
+			return p.table.Text(ruleset.PodChains(known.Key)), nil
+		}
+	}
+	return "", fmt.Errorf("no pod %s is known; name it as namespace/name", pod)
+}
+
+// changesBetween names the objects that differ.
+func changesBetween(before, after *inventory.Snapshot) []string {
+	var list []string
+	list = append(list, diffObjects("policy", heads(before.Policies, func(p *inventory.Policy) *inventory.Head { return &p.Head }),
+		heads(after.Policies, func(p *inventory.Policy) *inventory.Head { return &p.Head }))...)
+	list = append(list, diffObjects("pod", heads(before.Pods, func(p *inventory.Pod) *inventory.Head { return &p.Head }),
+		heads(after.Pods, func(p *inventory.Pod) *inventory.Head { return &p.Head }))...)
+	return append(list, diffObjects("namespace", heads(before.Namespaces, func(n *inventory.Namespace) *inventory.Head { return &n.Head }),
+		heads(after.Namespaces, func(n *inventory.Namespace) *inventory.Head { return &n.Head }))...)
+}
+
+func heads[T any](list []T, head func(T) *inventory.Head) map[inventory.Key]*inventory.Head {
+	m := make(map[inventory.Key]*inventory.Head, len(list))
+	for _, o := range list {
+		h := head(o)
+		m[h.Key] = h
+	}
+	return m
+}
+
+func diffObjects(kind string, before, after map[inventory.Key]*inventory.Head) []string {
+	var list []string
+	for k, h := range after {
+		old := before[k]
+		switch {
+		case old == nil:
+			list = append(list, fmt.Sprintf("%s %s added", kind, k))
+		case !bytes.Equal(old.JSON, h.JSON):
+			list = append(list, fmt.Sprintf("%s %s changed", kind, k))
+		}
+	}
+	for k := range before {
+		if after[k] == nil {
+			list = append(list, fmt.Sprintf("%s %s removed", kind, k))
+		}
+	}
+	slices.Sort(list)
+	return list
+}
