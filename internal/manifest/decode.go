@@ -7,6 +7,7 @@
 package manifest
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -199,9 +200,14 @@ func (d *decoder) list(l *log, kind, apiVersion string) {
 const maxTold = 1000
 
 func (d *decoder) tell(l *log) {
-	for i, found := range l.found {
-		if len(d.Diagnostics) < maxTold || (i == 0 && !l.valid()) {
+	slices.SortStableFunc(l.found, func(a, b Diagnostic) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	rejected := false
+	for _, found := range l.found {
+		if first := found.Severity == Error && !rejected; first || len(d.Diagnostics) < maxTold {
 			d.Diagnostics = append(d.Diagnostics, found)
+			rejected = rejected || first
 		}
 	}
 }

@@ -39,18 +39,18 @@ func parseAddress(text string) (netip.Addr, bool) {
 	return a.Unmap(), true
 }
 
-// plainZeros drops the leading zeros of dotted decimal numbers, which the API
-// server ignores and netip refuses; those of IPv6 groups mean nothing.
+// plainZeros drops leading zeros, of any number: the API server ignores them in
+// IPv4 and IPv6 alike, netip refuses most.
 func plainZeros(address string) string {
-	if !strings.Contains(address, ".") {
-		return address
+	groups := strings.Split(address, ":")
+	for i, group := range groups {
+		octets := strings.Split(group, ".")
+		for j, o := range octets {
+			octets[j] = trimZeros(o)
+		}
+		groups[i] = strings.Join(octets, ".")
 	}
-	last := strings.LastIndexByte(address, ':') + 1
-	octets := strings.Split(address[last:], ".")
-	for i, o := range octets {
-		octets[i] = trimZeros(o)
-	}
-	return address[:last] + strings.Join(octets, ".")
+	return strings.Join(groups, ":")
 }
 
 func trimZeros(number string) string {

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -343,5 +344,33 @@ func TestNearest(t *testing.T) {
 		if got := nearest(word, []string{"", "service-pod", "podSelector", "http", "role"}); got != want {
 			t.Errorf("%q: %q, want %q", word, got, want)
 		}
+	}
+}
+
+// TestLongValues: what is told of a huge value stays small, also in JSON.
+func TestLongValues(t *testing.T) {
+	f := Decode("d", "f", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {"+strings.Repeat("k", 1<<20)+": "+strings.Repeat("9", 1<<20)+"}}"))
+	data, err := json.Marshal(f.Diagnostics)
+	if err != nil || len(f.Diagnostics) == 0 || len(data) > 20000 {
+		t.Errorf("%d diagnostics, %d bytes, %v", len(f.Diagnostics), len(data), err)
+	}
+}
+
+// TestSeverityJSON: a severity is its name in JSON, both ways.
+func TestSeverityJSON(t *testing.T) {
+	for _, s := range []Severity{Error, Warning} {
+		data, err := json.Marshal(Diagnostic{Severity: s, Message: "m"})
+		var back Diagnostic
+		if err != nil || !strings.Contains(string(data), `"severity":"`+s.String()+`"`) || json.Unmarshal(data, &back) != nil || back.Severity != s {
+			t.Errorf("%s: %s, %v", s, data, err)
+		}
+	}
+}
+
+func BenchmarkDecodePolicy(b *testing.B) {
+	text := []byte(policySpec("{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {podSelector: {matchLabels: {a: b}}}], ports: [{port: 80}]}]}"))
+	b.ReportAllocs()
+	for b.Loop() {
+		Decode("directory", "f.yaml", text)
 	}
 }

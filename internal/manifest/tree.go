@@ -97,9 +97,18 @@ type log struct {
 }
 
 func (l *log) add(d Diagnostic) {
+	d.Field, d.Value, d.Message = cut(d.Field), cut(d.Value), cut(d.Message)
 	if l.count[d.Severity]++; l.count[d.Severity] <= maxFindings {
 		l.found = append(l.found, d)
 	}
+}
+
+// cut keeps a file's megabytes out of what is told of it; String cuts further.
+func cut(s string) string {
+	if len(s) > maxMessage {
+		return strings.ToValidUTF8(s[:maxMessage], "") + "..."
+	}
+	return s
 }
 
 func (l *log) valid() bool { return l.count[Error] == 0 }
