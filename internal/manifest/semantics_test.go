@@ -374,3 +374,25 @@ func BenchmarkDecodePolicy(b *testing.B) {
 		Decode("directory", "f.yaml", text)
 	}
 }
+
+// TestS08ExceptLarger: an except that starts where cidr does, yet is larger.
+func TestS08ExceptLarger(t *testing.T) {
+	f := Decode("d", "f", []byte(policySpec("{ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/7]}}]}]}")))
+	if f.Documents[0].Valid || f.Diagnostics[0].Field != "spec.ingress[0].from[0].ipBlock.except[0]" {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestManyFindings: of many errors some are told, and of many warnings before
+// them still the error that rejects the document.
+func TestManyFindings(t *testing.T) {
+	words := strings.Repeat("{podSelector: {matchLabels: {a: no}}}, ", 500)
+	f := Decode("d", "f", []byte(policySpec("{ingress: [{from: ["+words+strings.Repeat("{}, ", 500)+"]}]}")))
+	count := [2]int{}
+	for _, d := range f.Diagnostics {
+		count[d.Severity]++
+	}
+	if f.Documents[0].Valid || count != [2]int{maxFindings, maxFindings} {
+		t.Errorf("%v of each severity", count)
+	}
+}
