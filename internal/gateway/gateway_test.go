@@ -447,7 +447,9 @@ func BenchmarkRead(b *testing.B) {
 	})
 }
 
-// BenchmarkLinks finds the links of 110 pods on veths of their own.
+// BenchmarkLinks finds the links of 110 pods on veths of their own. Most of its
+// time is the scheduler's, for a goroutine that is locked to a thread, as the
+// daemon's is not.
 func BenchmarkLinks(b *testing.B) {
 	l := lab.ForTest(b, lab.Topology{})
 	var all []netip.Addr

@@ -234,7 +234,7 @@ func (n *Namespace) close() error {
 }
 
 // Sweep removes the namespaces that labs of processes which have died left
-// behind. New calls it.
+// behind, one that had our pid included. New calls it.
 func Sweep() error {
 	left, err := filepath.Glob(filepath.Join(netnsDir, "epd-*"))
 	if err != nil {
@@ -244,7 +244,8 @@ func Sweep() error {
 	for _, path := range left {
 		parts := strings.SplitN(filepath.Base(path), "-", 3)
 		pid, err := strconv.Atoi(parts[1])
-		if err != nil || unix.Kill(pid, 0) != unix.ESRCH {
+		earlier := pid == os.Getpid() && labs.Load() == 0
+		if err != nil || !earlier && unix.Kill(pid, 0) != unix.ESRCH {
 			continue
 		}
 		errs = append(errs, unbindNetNS(filepath.Base(path)))

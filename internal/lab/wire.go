@@ -201,7 +201,7 @@ func (w *wire) pinned(f func() error) error {
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
 		return fmt.Errorf("read cpu affinity: %w", err)
 	}
-	w.cpu = int(w.magic) % before.Count() // the wire's n-th CPU of those allowed
+	w.cpu = int(w.magic>>1) % before.Count() // the wire's n-th CPU of those allowed
 	for i, n := 0, w.cpu; ; i++ {
 		if before.IsSet(i) {
 			if n == 0 {
