@@ -10,23 +10,27 @@ package state
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strconv"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/manifest"
 )
 
-// State is what each source knew last, by the source's name.
+// State is what each source knows, by the source's name, to be saved.
 type State struct {
 	Sources map[string]inventory.Objects
+}
+
+// Saved is what a sound file holds. It is not decoded until it is asked for: a
+// gateway whose sources are in order never needs it, and decoding takes as long
+// as reading them does.
+type Saved struct {
+	sources map[string][]object
 }
 
 // version is that of the file format. A later version must keep the first line
@@ -95,43 +99,44 @@ func checksum(version int, payload []byte) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// decode reads the content of a file. The error is ErrDamaged or ErrNewer, with
-// an empty State; or names the objects that are sound but not valid any more,
-// because a later daemon validates more strictly: those are left out.
-func decode(data []byte) (State, error) {
+// decode reads the content of a file. The error is ErrDamaged or ErrNewer.
+func decode(data []byte) (Saved, error) {
 	first, payload, _ := bytes.Cut(data, []byte("\n"))
 	fields := bytes.Split(first, []byte(" "))
 	if len(fields) != 3 || string(fields[0]) != magic {
-		return State{}, fmt.Errorf("%w: its first line is not that of a state file", ErrDamaged)
+		return Saved{}, fmt.Errorf("%w: its first line is not that of a state file", ErrDamaged)
 	}
 	v, err := strconv.Atoi(string(fields[1]))
 	if err != nil || strconv.Itoa(v) != string(fields[1]) || v < 1 {
-		return State{}, fmt.Errorf("%w: its version is %q", ErrDamaged, fields[1])
+		return Saved{}, fmt.Errorf("%w: its version is %q", ErrDamaged, fields[1])
 	}
 	if checksum(v, payload) != string(fields[2]) {
-		return State{}, fmt.Errorf("%w: its checksum does not match", ErrDamaged)
+		return Saved{}, fmt.Errorf("%w: its checksum does not match", ErrDamaged)
 	}
 	if v > version {
-		return State{}, fmt.Errorf("%w: its version is %d, this daemon reads %d", ErrNewer, v, version)
+		return Saved{}, fmt.Errorf("%w: its version is %d, this daemon reads %d", ErrNewer, v, version)
 	}
 	var b body
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&b); err != nil {
-		return State{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return Saved{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	s := State{Sources: make(map[string]inventory.Objects, len(b.Sources))}
+	return Saved{b.Sources}, nil
+}
+
+// Objects gives what a source knew last. The error names the objects that are
+// left out, as they are not valid any more: a later daemon may validate more
+// strictly.
+func (s Saved) Objects(source string) (inventory.Objects, error) {
+	var objects inventory.Objects
 	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(b.Sources)) {
-		var objects inventory.Objects
-		for _, o := range b.Sources[name] {
-			if err := o.add(&objects); err != nil {
-				errs = append(errs, fmt.Errorf("saved %s of %s left out: %w", o.Kind, o.Origin, err))
-			}
+	for _, o := range s.sources[source] {
+		if err := o.add(&objects); err != nil {
+			errs = append(errs, fmt.Errorf("saved %s of %s is left out: %w", o.Kind, o.Origin, err))
 		}
-		s.Sources[name] = objects
 	}
-	return s, errors.Join(errs...)
+	return objects, errors.Join(errs...)
 }
 
 // add decodes and validates the object and appends it to those of its source.

@@ -38,38 +38,32 @@ func New(dir string, log *slog.Logger) *Store {
 	return &Store{dir: dir, log: log}
 }
 
-// Load reads what was saved last. No file is an empty State without an error.
+// Load reads what was saved last. No file is an empty Saved without an error,
+// and no error is a reason not to go on: Saved is empty then.
 //
 // A damaged file is renamed to state.damaged-1 (the one that has that name
 // already to state.damaged-2), and the error is ErrDamaged. A file of a later
-// daemon is left alone until Save, and the error is ErrNewer. Objects that are
-// not valid any more are left out and named by the error, and the others given.
-// No error is a reason not to go on.
-func (s *Store) Load() (State, error) {
+// daemon is left alone until Save, and the error is ErrNewer.
+func (s *Store) Load() (Saved, error) {
 	path := filepath.Join(s.dir, fileName)
 	data, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return State{}, nil
+		return Saved{}, nil
 	}
-	var state State
+	var saved Saved
 	if err == nil {
-		state, err = decode(data)
+		saved, err = decode(data)
 	}
 	switch {
+	case err == nil:
+		s.known, s.sum = true, sha256.Sum256(data)
+		return saved, nil
 	case errors.Is(err, ErrDamaged):
-		err = errors.Join(fmt.Errorf("state file %s: %w", path, err), s.setAside())
+		return Saved{}, errors.Join(fmt.Errorf("state file %s: %w", path, err), s.setAside())
 	case errors.Is(err, ErrNewer):
 		s.newer = true
-		err = fmt.Errorf("state file %s: %w", path, err)
-	case err != nil && data == nil:
-		err = fmt.Errorf("state file %s: %w", path, err)
-	default:
-		s.known, s.sum = true, sha256.Sum256(data)
-		if err != nil {
-			err = fmt.Errorf("state file %s: %w", path, err)
-		}
 	}
-	return state, err
+	return Saved{}, fmt.Errorf("state file %s: %w", path, err)
 }
 
 // read gives the content of a regular file of at most maxSize bytes.

@@ -20,7 +20,7 @@ type id struct {
 	key  inventory.Key
 }
 
-func idOf(d manifest.Document) id { return id{d.Kind, d.Key} }
+func idOf(d *manifest.Document) id { return id{d.Kind, d.Key} }
 
 // file is what is known of one file.
 type file struct {
@@ -35,9 +35,13 @@ type file struct {
 	diagnostics []manifest.Diagnostic // of what it holds now
 }
 
+// lacking says whether the file holds something that can't be in force, so that
+// an older version of it counts.
+func (f *file) lacking() bool { return f.stamp == stamp{} || f.whole || len(f.invalid) > 0 }
+
 // entry is an object of a file.
 type entry struct {
-	manifest.Document
+	*manifest.Document
 	how standing
 }
 
@@ -87,16 +91,15 @@ func (f *file) take(read manifest.File) {
 		f.fail(read.Diagnostics)
 		return
 	}
-	last := make(map[id]manifest.Document, len(f.content))
-	for _, e := range f.content {
-		if _, ok := last[idOf(e.Document)]; !ok {
-			last[idOf(e.Document)] = e.Document
-		}
+	last := make(map[id]*manifest.Document, len(f.content))
+	for _, e := range slices.Backward(f.content) { // the first of a name counts
+		last[idOf(e.Document)] = e.Document
 	}
 	old := f.content
 	f.content, f.invalid, f.whole, f.diagnostics = nil, nil, false, read.Diagnostics
 	present, anything := map[id]bool{}, false
-	for i, d := range read.Documents {
+	for i := range read.Documents {
+		d := &read.Documents[i]
 		before, known := last[idOf(d)]
 		if d.Valid {
 			if known && same(before, d) {
@@ -125,13 +128,13 @@ func (f *file) take(read manifest.File) {
 
 // same says whether two versions of a document are the same object in the same
 // place.
-func same(a, b manifest.Document) bool {
+func same(a, b *manifest.Document) bool {
 	x, y := headOf(a), headOf(b)
 	return x.Origin == y.Origin && string(x.JSON) == string(y.JSON)
 }
 
 // headOf gives the head of a valid document's object.
-func headOf(d manifest.Document) *inventory.Head {
+func headOf(d *manifest.Document) *inventory.Head {
 	switch {
 	case d.Pod != nil:
 		return &d.Pod.Head
@@ -143,16 +146,16 @@ func headOf(d manifest.Document) *inventory.Head {
 }
 
 // documents turns objects into the documents that they came from.
-func documents(o inventory.Objects) []manifest.Document {
-	var all []manifest.Document
+func documents(o inventory.Objects) []*manifest.Document {
+	var all []*manifest.Document
 	for _, n := range o.Namespaces {
-		all = append(all, manifest.Document{Kind: inventory.KindNamespace, Key: n.Key, Origin: n.Origin, Valid: true, Namespace: n})
+		all = append(all, &manifest.Document{Kind: inventory.KindNamespace, Key: n.Key, Origin: n.Origin, Valid: true, Namespace: n})
 	}
 	for _, p := range o.Pods {
-		all = append(all, manifest.Document{Kind: inventory.KindPod, Key: p.Key, Origin: p.Origin, Valid: true, Pod: p})
+		all = append(all, &manifest.Document{Kind: inventory.KindPod, Key: p.Key, Origin: p.Origin, Valid: true, Pod: p})
 	}
 	for _, p := range o.Policies {
-		all = append(all, manifest.Document{Kind: inventory.KindPolicy, Key: p.Key, Origin: p.Origin, Valid: true, Policy: p})
+		all = append(all, &manifest.Document{Kind: inventory.KindPolicy, Key: p.Key, Origin: p.Origin, Valid: true, Policy: p})
 	}
 	return all
 }
@@ -203,13 +206,13 @@ func (i id) String() string {
 
 // assembly puts the files' contents together.
 type assembly struct {
-	inForce     map[id]manifest.Document
+	inForce     map[id]*manifest.Document
 	objects     inventory.Objects
 	diagnostics []manifest.Diagnostic
 	rejected    []source.Rejected
 }
 
-func (a *assembly) add(d manifest.Document) {
+func (a *assembly) add(d *manifest.Document) {
 	a.inForce[idOf(d)] = d
 	switch {
 	case d.Pod != nil:
@@ -227,17 +230,23 @@ func (s *Source) assemble(now time.Time) {
 		return
 	}
 	s.dirty = false
-	a := assembly{inForce: make(map[id]manifest.Document, len(s.inForce))}
-	names := slices.Sorted(maps.Keys(s.files))
-	for _, name := range names {
+	a := assembly{inForce: s.spare}
+	clear(a.inForce)
+	last := s.report.Objects
+	a.objects.Pods = make([]*inventory.Pod, 0, len(last.Pods)+1)
+	a.objects.Policies = make([]*inventory.Policy, 0, len(last.Policies)+1)
+	if len(s.names) == 0 {
+		s.names = slices.Sorted(maps.Keys(s.files))
+	}
+	for _, name := range s.names {
 		a.claim(s.files[name])
 	}
-	for _, name := range names {
+	for _, name := range s.names {
 		a.keep(s.files[name], s.inForce)
-		a.reject(s.files[name], s.Name(), s.path+"/"+name)
+		a.reject(s.files[name])
 	}
-	s.inForce = a.inForce
-	r := source.Report{Source: s.Name(), Objects: a.objects, Diagnostics: a.diagnostics, Rejected: a.rejected, Err: s.err, Time: now}
+	s.inForce, s.spare = a.inForce, s.inForce
+	r := source.Report{Source: Name, Objects: a.objects, Diagnostics: a.diagnostics, Rejected: a.rejected, Err: s.err, Time: now}
 	if s.report.Time.IsZero() || !equal(r, s.report) {
 		s.report = r
 	}
@@ -266,7 +275,7 @@ func (a *assembly) claim(f *file) {
 // keep puts older versions in force that no file has any more: those of a file
 // with documents that have no readable name, and those of invalid documents that
 // came from another file.
-func (a *assembly) keep(f *file, last map[id]manifest.Document) {
+func (a *assembly) keep(f *file, last map[id]*manifest.Document) {
 	for _, e := range f.content {
 		if _, taken := a.inForce[idOf(e.Document)]; e.how == orphan && !taken {
 			a.add(e.Document)
@@ -281,7 +290,7 @@ func (a *assembly) keep(f *file, last map[id]manifest.Document) {
 }
 
 // reject reports what of a file is not in force as written.
-func (a *assembly) reject(f *file, name, path string) {
+func (a *assembly) reject(f *file) {
 	if f.whole {
 		d := f.diagnostics[0]
 		for _, other := range f.diagnostics {
@@ -290,7 +299,7 @@ func (a *assembly) reject(f *file, name, path string) {
 				break
 			}
 		}
-		a.rejected = append(a.rejected, source.Rejected{Origin: inventory.Origin{Source: name, File: path, Line: d.Line, Column: d.Column},
+		a.rejected = append(a.rejected, source.Rejected{Origin: inventory.Origin{Source: Name, File: d.File, Line: d.Line, Column: d.Column},
 			Reason: brief(d), Kept: len(f.content) > 0})
 		return
 	}

@@ -10,7 +10,9 @@ package directory
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -37,44 +39,46 @@ type Source struct {
 	wake chan struct{} // Refresh found something that Run has not seen
 
 	mu      sync.Mutex
+	last    func() inventory.Objects // nil once it is known whether it is needed
 	quiet   time.Duration
-	files   map[string]*file         // by name
-	pending map[string]time.Time     // names to look at, and when
-	full    time.Time                // when to look at everything; zero: no need to
-	rewatch bool                     // directories to be watched may have changed
-	err     error                    // the directory can't be read
-	dirty   bool                     // files or err changed since report was made
-	inForce map[id]manifest.Document // what report has
+	files   map[string]*file          // by name
+	names   []string                  // of files, sorted; empty when files got another
+	pending map[string]time.Time      // names to look at, and when
+	full    time.Time                 // when to look at everything; zero: no need to
+	rewatch bool                      // directories to be watched may have changed
+	err     error                     // the directory can't be read
+	dirty   bool                      // files or err changed since report was made
+	inForce map[id]*manifest.Document // what report has
+	spare   map[id]*manifest.Document // to be inForce next: making it anew costs more than all else
 	report  source.Report
 }
 
-// New gives the source for a directory. last is what was in force when the
+// New gives the source for a directory. last gives what was in force when the
 // daemon ended, from the saved state; Origin.File says which file it came from.
-func New(path string, last inventory.Objects, log *slog.Logger) *Source {
-	s := &Source{
-		path: path, log: log, wake: make(chan struct{}, 1), quiet: quiet,
-		files: map[string]*file{}, pending: map[string]time.Time{}, inForce: map[id]manifest.Document{},
+// It is called once at most, and only if something can't be read now; nil if
+// nothing is known.
+func New(path string, last func() inventory.Objects, log *slog.Logger) *Source {
+	return &Source{
+		path: path, log: log, last: last, wake: make(chan struct{}, 1), quiet: quiet,
+		files: map[string]*file{}, pending: map[string]time.Time{},
+		inForce: map[id]*manifest.Document{}, spare: map[id]*manifest.Document{},
 	}
-	for _, d := range documents(last) {
-		name := filepath.Base(d.Origin.File)
-		if s.files[name] == nil {
-			s.files[name] = &file{}
-		}
-		s.files[name].content = append(s.files[name].content, entry{d, kept})
-		s.inForce[idOf(d)] = d
-	}
-	return s
 }
 
-// Name is "directory".
-func (s *Source) Name() string { return "directory" }
+// Name is the name of the source.
+const Name = "directory"
+
+// Name gives Name; see source.Source.
+func (s *Source) Name() string { return Name }
 
 // Run follows the directory until ctx ends; see source.Source.
 func (s *Source) Run(ctx context.Context, reports chan<- source.Report) error {
 	w := &watcher{log: s.log}
 	defer w.close()
+	s.mu.Lock()
+	w.update(s.watches()) // before looking, so that nothing happens in between
+	s.mu.Unlock()
 	s.lookAtAll()
-	s.step(w)
 	if s.settle(ctx, startWait) != nil {
 		return nil
 	}
@@ -120,7 +124,9 @@ func (s *Source) Refresh(ctx context.Context) (source.Report, error) {
 	err := s.settle(ctx, reloadWait)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.assemble(time.Now())
+	if err == nil {
+		s.assemble(time.Now())
+	}
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -141,8 +147,12 @@ func (s *Source) settle(ctx context.Context, limit time.Duration) error {
 	for {
 		s.mu.Lock()
 		next := s.work(time.Now())
+		done := next.IsZero() || next.After(deadline)
+		if done && s.recall() {
+			done, next = false, s.work(time.Now())
+		}
 		s.mu.Unlock()
-		if next.IsZero() || next.After(deadline) {
+		if done || ctx.Err() != nil {
 			return ctx.Err()
 		}
 		select {
@@ -151,6 +161,33 @@ func (s *Source) settle(ctx context.Context, limit time.Duration) error {
 		case <-time.After(time.Until(next)):
 		}
 	}
+}
+
+// recall brings back what was in force before the daemon started, if the first
+// look at the directory found anything that this is needed for. It says whether
+// there is something to look at again.
+func (s *Source) recall() bool {
+	last := s.last
+	s.last = nil
+	if last == nil || s.err == nil && !slices.ContainsFunc(slices.Collect(maps.Values(s.files)), (*file).lacking) {
+		return false
+	}
+	s.dirty = true
+	for _, d := range documents(last()) {
+		s.inForce[idOf(d)] = d
+		name := filepath.Base(d.Origin.File)
+		f := s.files[name]
+		if f == nil {
+			f = &file{}
+			s.files[name], s.names = f, nil
+		}
+		if f.lacking() {
+			f.content = append(f.content, entry{d, kept})
+			f.stamp = stamp{}
+			s.pending[name] = time.Time{}
+		}
+	}
+	return true
 }
 
 // step does what is due, keeps the watches where they must be, and gives the

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/manifest"
 	"edgepolicy.io/edgepolicyd/internal/source"
 )
 
@@ -34,10 +35,17 @@ func told(r source.Report) string {
 		all = append(all, "pod/"+p.Key.Name)
 	}
 	for _, p := range r.Objects.Policies {
-		all = append(all, fmt.Sprintf("%s:%d", p.Key.Name, p.Rules[inventory.Ingress][0].Ports[0].First))
+		all = append(all, fmt.Sprintf("%s:%d", p.Key.Name, port(p)))
 	}
 	slices.Sort(all)
 	return strings.Join(all, " ")
+}
+
+func port(p *inventory.Policy) uint16 {
+	if rules := p.Rules[inventory.Ingress]; len(rules) > 0 && len(rules[0].Ports) > 0 {
+		return rules[0].Ports[0].First
+	}
+	return 0
 }
 
 // rejections names what was rejected: "default/web+" if an older version is kept.
@@ -66,7 +74,7 @@ type follow struct {
 	seen    []source.Report
 }
 
-func start(t *testing.T, dir string, last inventory.Objects) *follow {
+func start(t *testing.T, dir string, last func() inventory.Objects) *follow {
 	t.Helper()
 	f := &follow{t: t, source: New(dir, last, slog.New(slog.DiscardHandler)), reports: make(chan source.Report)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -143,8 +151,13 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// saved gives what a report had in force to a source that starts.
+func saved(r source.Report) func() inventory.Objects {
+	return func() inventory.Objects { return r.Objects }
+}
+
 // read reads a directory once.
-func read(t *testing.T, dir string, last inventory.Objects) source.Report {
+func read(t *testing.T, dir string, last func() inventory.Objects) source.Report {
 	t.Helper()
 	r, err := New(dir, last, slog.New(slog.DiscardHandler)).Refresh(t.Context())
 	must(t, err)
@@ -175,7 +188,7 @@ func TestNames(t *testing.T) {
 	must(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
 	write(t, filepath.Join(dir, "sub", "deep.yaml"), policy("deep", 1))
 	slices.Sort(want)
-	if r := read(t, dir, inventory.Objects{}); told(r) != strings.Join(want, " ") || len(r.Rejected) > 0 {
+	if r := read(t, dir, nil); told(r) != strings.Join(want, " ") || len(r.Rejected) > 0 {
 		t.Errorf("in force %q, rejected %v; want %q", told(r), r.Rejected, want)
 	}
 }
@@ -189,7 +202,7 @@ items:
 - {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: b}, spec: {podSelector: {}, ingress: [{ports: [{port: 2}]}]}}
 - {apiVersion: v1, kind: Pod, metadata: {name: two}, spec: {nodeName: "00000000000000000000000000000001"}, status: {podIP: 10.0.0.2}}
 `)
-	r := read(t, dir, inventory.Objects{})
+	r := read(t, dir, nil)
 	if want := "a:1 b:2 namespace/prod pod/one pod/two"; told(r) != want || len(r.Rejected) > 0 {
 		t.Errorf("in force %q, rejected %v; want %q", told(r), r.Rejected, want)
 	}
@@ -229,14 +242,14 @@ func TestRefused(t *testing.T) {
 			path := filepath.Join(dir, "bad.yaml")
 			write(t, path, policy("bad", 1))
 			write(t, filepath.Join(dir, "good.yaml"), policy("good", 2))
-			last := read(t, dir, inventory.Objects{})
+			last := read(t, dir, nil)
 			must(t, tt.make(path))
-			if r := read(t, dir, inventory.Objects{}); told(r) != "good:2" || rejections(r) != "bad.yaml" || !strings.Contains(r.Rejected[0].Reason, tt.want) ||
+			if r := read(t, dir, nil); told(r) != "good:2" || rejections(r) != "bad.yaml" || !strings.Contains(r.Rejected[0].Reason, tt.want) ||
 				len(r.Diagnostics) != 1 || r.Diagnostics[0].File != path {
 				t.Errorf("new file: in force %q, rejected %+v, diagnostics %v; want %q", told(r), r.Rejected, r.Diagnostics, tt.want)
 			}
 			// What was in force while it could be believed stays.
-			if r := read(t, dir, last.Objects); told(r) != "bad:1 good:2" || rejections(r) != "bad.yaml+" {
+			if r := read(t, dir, saved(last)); told(r) != "bad:1 good:2" || rejections(r) != "bad.yaml+" {
 				t.Errorf("known file: in force %q, rejected %+v", told(r), r.Rejected)
 			}
 		})
@@ -298,7 +311,7 @@ func TestLastValidVersion(t *testing.T) {
 				}
 			}
 			put(tt.before)
-			s := New(dir, inventory.Objects{}, slog.New(slog.DiscardHandler))
+			s := New(dir, nil, slog.New(slog.DiscardHandler))
 			before, err := s.Refresh(t.Context())
 			must(t, err)
 			for name := range tt.before {
@@ -322,8 +335,8 @@ func TestLastValidVersion(t *testing.T) {
 			if again.Time != after.Time {
 				t.Error("nothing changed, and yet there is a new report")
 			}
-			check("changed while the daemon was away", read(t, dir, before.Objects))
-			check("after a restart", read(t, dir, after.Objects))
+			check("changed while the daemon was away", read(t, dir, saved(before)))
+			check("after a restart", read(t, dir, saved(after)))
 		})
 	}
 }
@@ -333,7 +346,7 @@ func TestDuplicateNamesBothPlaces(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "10-a.yaml"), policy("web", 1))
 	write(t, filepath.Join(dir, "9-b.yaml"), pod("p", "10.0.0.1"), policy("web", 2))
-	r := read(t, dir, inventory.Objects{})
+	r := read(t, dir, nil)
 	if told(r) != "pod/p web:1" {
 		t.Errorf("in force %q", told(r))
 	}
@@ -348,19 +361,36 @@ func TestDuplicateNamesBothPlaces(t *testing.T) {
 	}
 }
 
+// The saved state costs nothing where it is not needed.
+func TestSavedStateIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.yaml"), policy("a", 1))
+	asked := 0
+	last := func() inventory.Objects { asked++; return inventory.Objects{} }
+	s := New(dir, last, slog.New(slog.DiscardHandler))
+	for i, want := range []int{0, 0} {
+		if _, err := s.Refresh(t.Context()); err != nil || asked != want {
+			t.Errorf("refresh %d: asked %d times, %v", i, asked, err)
+		}
+		write(t, filepath.Join(dir, "b.yaml"), "bad") // too late to have been in force
+	}
+	s = New(dir, last, slog.New(slog.DiscardHandler))
+	for range 2 {
+		if _, err := s.Refresh(t.Context()); err != nil || asked != 1 {
+			t.Errorf("something bad: asked %d times, %v", asked, err)
+		}
+	}
+}
+
 // The same object keeps its pointer: what follows is computed from what changed.
 func TestPointers(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "b.yaml")
 	write(t, a, policy("a", 1), policy("x", 5))
 	write(t, b, policy("b", 1))
-	first := read(t, dir, inventory.Objects{})
-	s := New(dir, first.Objects, slog.New(slog.DiscardHandler))
+	s := New(dir, nil, slog.New(slog.DiscardHandler))
 	second, err := s.Refresh(t.Context())
 	must(t, err)
-	if !slices.Equal(first.Objects.Policies, second.Objects.Policies) {
-		t.Error("objects that are as in the saved state have new pointers")
-	}
 	write(t, a, policy("a", 2), policy("x", 5)) // as long as before
 	third, err := s.Refresh(t.Context())
 	must(t, err)
@@ -374,4 +404,50 @@ func TestPointers(t *testing.T) {
 	if o := fourth.Objects.Policies[1].Origin; o.Line != 11 {
 		t.Errorf("x moved to line %d, want 11", o.Line)
 	}
+}
+
+// Whatever a file held and holds: what is valid now is in force, and nothing is
+// that neither held.
+func FuzzTake(f *testing.F) {
+	f.Add(policy("a", 1), policy("a", 2)+"---\n"+policy("b", 1))
+	f.Add(policy("a", 1)+"---\n"+pod("p", "10.0.0.1"), "kind: NetworkPolicy\n---\n"+policy("b", 1))
+	f.Add(policy("a", 1), "a: [")
+	f.Add(pod("p", "10.0.0.1"), "apiVersion: v1\nkind: List\nitems:\n- {kind: Pod, metadata: {name: p}}\n- {}\n")
+	f.Fuzz(func(t *testing.T, before, after string) {
+		s := New("/d", nil, slog.New(slog.DiscardHandler))
+		x := &file{}
+		s.files["x.yaml"] = x
+		var held, valid []id
+		for _, content := range []string{before, after} {
+			read := manifest.Decode(Name, "/d/x.yaml", []byte(content))
+			valid = nil
+			for _, d := range read.Documents {
+				if d.Valid {
+					valid = append(valid, idOf(&d))
+				}
+			}
+			held = append(held, valid...)
+			x.take(read)
+			s.dirty = true
+			s.assemble(time.Now())
+			if read.Parsed {
+				for _, i := range valid {
+					if d := s.inForce[i]; d == nil || d.Origin.File != "/d/x.yaml" {
+						t.Errorf("%s is valid and not in force", i)
+					}
+				}
+			} else if len(s.report.Rejected) != 1 {
+				t.Errorf("not parsed: rejected %v", s.report.Rejected)
+			}
+		}
+		for i := range s.inForce {
+			if !slices.Contains(held, i) {
+				t.Errorf("%s is in force and in no version", i)
+			}
+		}
+		o := s.report.Objects
+		if len(o.Pods)+len(o.Namespaces)+len(o.Policies) != len(s.inForce) {
+			t.Errorf("%d in force, reported %q", len(s.inForce), told(s.report))
+		}
+	})
 }

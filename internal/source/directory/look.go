@@ -71,7 +71,7 @@ func (s *Source) look(name string, now time.Time) time.Duration {
 	f := s.files[name]
 	if f == nil {
 		f = &file{}
-		s.files[name] = f
+		s.files[name], s.names = f, nil
 	}
 	f.gone = time.Time{}
 	if err != nil {
@@ -115,6 +115,7 @@ func (s *Source) lookGone(name string, now time.Time) time.Duration {
 		return s.quiet - age
 	}
 	delete(s.files, name)
+	s.names = nil
 	s.dirty, s.rewatch = true, true
 	return 0
 }
@@ -150,7 +151,7 @@ func (s *Source) read(f *file, path string, now time.Time) time.Duration {
 		return 0
 	}
 	s.dirty = true
-	f.take(manifest.Decode(s.Name(), path, data))
+	f.take(manifest.Decode(Name, path, data))
 	return 0
 }
 

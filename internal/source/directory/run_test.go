@@ -8,12 +8,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/source"
 )
 
@@ -30,7 +30,7 @@ func appendTo(t *testing.T, path, content string) {
 func TestWaysOfWriting(t *testing.T) {
 	dir := t.TempDir()
 	a := filepath.Join(dir, "a.yaml")
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	f.has("")
 
 	write(t, a, policy("a", 1)) // new
@@ -89,7 +89,7 @@ func TestSymlinkSwap(t *testing.T) {
 	for _, name := range []string{"a.yaml", "b.yaml"} {
 		must(t, os.Symlink("..data/"+name, filepath.Join(dir, name)))
 	}
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	f.has("a:1 b:1")
 	for i := 2; i < 5; i++ {
 		version(i, "a.yaml", policy("a", i), "b.yaml", policy("b", i))
@@ -108,7 +108,7 @@ func TestSymlinkSwap(t *testing.T) {
 func TestLinkElsewhere(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
 	write(t, filepath.Join(other, "target"), policy("a", 1))
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	f.has("")
 	must(t, os.Symlink(filepath.Join(other, "target"), filepath.Join(dir, "a.yaml")))
 	f.has("a:1")
@@ -120,7 +120,7 @@ func TestLinkElsewhere(t *testing.T) {
 func TestDirectoryComesAndGoes(t *testing.T) {
 	top := t.TempDir()
 	dir := filepath.Join(top, "etc", "edgepolicy.d")
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	missing := func(want string) {
 		t.Helper()
 		f.until("the directory missing", func(r source.Report) bool { return r.Err != nil && told(r) == want })
@@ -180,9 +180,9 @@ func TestMissingAtStart(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "d")
 	must(t, os.Mkdir(dir, 0o755))
 	write(t, filepath.Join(dir, "a.yaml"), policy("a", 1), pod("p", "10.0.0.1"))
-	last := read(t, dir, inventory.Objects{})
+	last := read(t, dir, nil)
 	must(t, os.RemoveAll(dir))
-	f := start(t, dir, last.Objects)
+	f := start(t, dir, saved(last))
 	if r := f.until("anything", func(source.Report) bool { return true }); told(r) != "a:1 pod/p" || r.Err == nil {
 		t.Errorf("first report: %q, err %v", told(r), r.Err)
 	}
@@ -194,7 +194,7 @@ func TestMissingAtStart(t *testing.T) {
 func TestFirstReport(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "a.yaml"), policy("a", 1))
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	if r := f.until("anything", func(source.Report) bool { return true }); told(r) != "a:1" {
 		t.Errorf("first report: %q", told(r))
 	}
@@ -206,7 +206,7 @@ func TestHalfWritten(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.yaml")
 	write(t, path, policy("a", 1), policy("b", 1), policy("c", 1))
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	f.has("a:1 b:1 c:1")
 	for i, pause := range []time.Duration{0, 2 * time.Millisecond, 60 * time.Millisecond} {
 		// A slow writer that keeps the file open, with pauses longer than quiet.
@@ -249,6 +249,51 @@ func TestHalfWritten(t *testing.T) {
 	}
 }
 
+// Without any quiet, between open and close of a writer that never rests, a
+// reading is of the whole file or none; and writers are never refused.
+func TestReadWhileWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	content := strings.Repeat(policy("a", 1), 20)
+	write(t, path, content)
+	stop, done := make(chan struct{}), make(chan error)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+			for i := 0; err == nil && i < len(content); i += len(content) / 4 {
+				_, err = f.WriteString(content[i:min(i+len(content)/4, len(content))])
+			}
+			if err != nil || f.Close() != nil {
+				done <- fmt.Errorf("the writer was disturbed: %w", err)
+				return
+			}
+		}
+	}()
+	whole, busy := 0, 0
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); {
+		switch data, _, err := readFile(path); {
+		case err == nil && string(data) == content:
+			whole++
+		case err != nil && err.Error() == errBusy.Error():
+			busy++
+		default:
+			t.Fatalf("%d bytes of %d, %v", len(data), len(content), err)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if whole == 0 || busy == 0 {
+		t.Errorf("%d whole, %d busy: this test proves nothing", whole, busy)
+	}
+}
+
 // A file that somebody holds open for writing is named in the end.
 func TestHeldOpen(t *testing.T) {
 	dir := t.TempDir()
@@ -258,7 +303,7 @@ func TestHeldOpen(t *testing.T) {
 	defer w.Close()
 	_, err = w.WriteString(policy("a", 1))
 	must(t, err)
-	s := New(dir, inventory.Objects{}, slog.New(slog.DiscardHandler))
+	s := New(dir, nil, slog.New(slog.DiscardHandler))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now().Add(time.Second)
@@ -288,7 +333,7 @@ func TestHeldOpen(t *testing.T) {
 func TestRefresh(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.yaml")
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	f.has("")
 	for i := 1; i <= 10; i++ {
 		write(t, path, policy("a", i))
@@ -317,19 +362,44 @@ func TestRefresh(t *testing.T) {
 // A lost event costs time, not truth: when the kernel's queue overflows, all is
 // read anew.
 func TestOverflow(t *testing.T) {
+	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
+	must(t, err)
+	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	must(t, err)
 	dir := t.TempDir()
-	f := start(t, dir, inventory.Objects{})
+	lost := make(lostEvents, 10)
+	f := start(t, dir, nil)
 	f.has("")
 	f.source.mu.Lock() // Run can't take events
+	f.source.log = slog.New(lost)
 	names := []string{filepath.Join(dir, ".x"), filepath.Join(dir, ".y")}
-	for i := range 40_000 { // /proc/sys/fs/inotify/max_queued_events is 16384
-		must(t, os.WriteFile(names[i%2], nil, 0o644))
+	for i := range limit/2 + 5000 { // fsnotify holds 4096 in its own hands
+		write(t, names[i%2], "x")
+		must(t, os.Remove(names[i%2]))
 	}
 	write(t, filepath.Join(dir, "a.yaml"), policy("a", 1))
 	f.source.mu.Unlock()
 	f.has("a:1")
+	select {
+	case <-lost:
+	default:
+		t.Fatal("no event was lost: this test proves nothing")
+	}
 	write(t, filepath.Join(dir, "a.yaml"), policy("a", 2))
 	f.has("a:2")
+}
+
+// lostEvents is a log that hears of lost events only.
+type lostEvents chan string
+
+func (l lostEvents) Enabled(context.Context, slog.Level) bool { return true }
+func (l lostEvents) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l lostEvents) WithGroup(string) slog.Handler            { return l }
+func (l lostEvents) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "lost") {
+		l <- r.Message
+	}
+	return nil
 }
 
 // Where the kernel gives no watches the directory is looked at every second. The
@@ -354,7 +424,7 @@ func TestWithoutInotify(t *testing.T) {
 		t.Fatal("inotify works all the same")
 	}
 	dir := t.TempDir()
-	f := start(t, dir, inventory.Objects{})
+	f := start(t, dir, nil)
 	f.has("")
 	write(t, filepath.Join(dir, "a.yaml"), policy("a", 1))
 	f.has("a:1")
