@@ -213,4 +213,3 @@ func (a *app) versionCommand() *cobra.Command {
 		},
 	}
 }
-

@@ -14,6 +14,7 @@ import (
 
 	"edgepolicy.io/edgepolicyd/internal/config"
 	"edgepolicy.io/edgepolicyd/internal/enforce"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/source"
 	"edgepolicy.io/edgepolicyd/internal/source/directory"
 	"edgepolicy.io/edgepolicyd/internal/state"
@@ -50,13 +51,20 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	log.Info("starting", "version", version, "pid", os.Getpid(), "directory", string(cfg.Sources.Directory.Path), "table", string(cfg.Table))
 
 	store := state.New(string(cfg.StateDir), log)
-	last, err := store.Load()
+	saved, err := store.Load()
 	if err != nil {
-		log.Error("the saved state can't be used, or not all of it; going on with what the sources give", "error", err)
+		log.Error("the saved state can't be used; going on with what the directory gives", "error", err)
+	}
+	last := func() inventory.Objects {
+		known, err := saved.Objects("directory")
+		if err != nil {
+			log.Error("not all of the saved state can be used", "error", err)
+		}
+		return known
 	}
 	e := enforce.New(enforce.Config{
 		Table: string(cfg.Table), Options: cfg.Options(), Store: store, Log: log, Version: version,
-		Sources: []source.Source{directory.New(string(cfg.Sources.Directory.Path), last.Sources["directory"], log)},
+		Sources: []source.Source{directory.New(string(cfg.Sources.Directory.Path), last, log)},
 	})
 	notify := status.NewNotifier(os.Getenv)
 	failed := make(chan error, 2)
