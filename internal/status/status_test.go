@@ -242,6 +242,13 @@ func TestStaleSocket(t *testing.T) {
 	if _, err := Dial(socket).Status(t.Context()); err != nil {
 		t.Errorf("after a second daemon was refused: %v", err)
 	}
+	// Nor does somebody who tidies up make room for a second one.
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	if err := Serve(t.Context(), socket, &fake{}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another edgepolicyd is running") {
+		t.Errorf("a second daemon, without the socket: %v", err)
+	}
 }
 
 func TestSocketIsAFile(t *testing.T) {

@@ -172,6 +172,12 @@ func TestDirectoryComesAndGoes(t *testing.T) {
 	f.has("c:2")
 	write(t, filepath.Join(top, "two", "c.yaml"), policy("c", 3))
 	f.has("c:3")
+	must(t, os.Rename(filepath.Join(top, "two"), filepath.Join(top, "gone"))) // what the link means is replaced
+	missing("c:3")
+	must(t, os.Mkdir(filepath.Join(top, "two"), 0o755))
+	f.has("")
+	write(t, filepath.Join(top, "two", "d.yaml"), policy("d", 1))
+	f.has("d:1")
 }
 
 // S9: the saved state is in force from the first report on, if there is nothing
@@ -229,14 +235,21 @@ func TestHalfWritten(t *testing.T) {
 	f.has("a:4 b:4 c:4 d:1")
 	// One that opens it again and again, and never leaves it quiet.
 	must(t, os.Truncate(path, 0))
+	refreshed := make(chan source.Report, 1)
 	for _, name := range []string{"a", "b", "c"} {
+		if name == "b" { // not even one who asks for it now gets the half
+			go func() {
+				r, _ := f.source.Refresh(t.Context())
+				refreshed <- r
+			}()
+		}
 		for _, line := range strings.SplitAfter("---\n"+policy(name, 5), "\n") {
 			appendTo(t, path, line)
 			time.Sleep(2 * time.Millisecond)
 		}
 	}
 	f.has("a:5 b:5 c:5 d:1")
-	for _, r := range f.seen {
+	for _, r := range append(f.seen, <-refreshed) {
 		var ports []string
 		for _, name := range strings.Fields(told(r)) {
 			if name != "d:1" {
@@ -245,6 +258,30 @@ func TestHalfWritten(t *testing.T) {
 		}
 		if len(ports) != 3 || len(slices.Compact(ports)) != 1 || len(r.Rejected) > 0 {
 			t.Errorf("a half-written file was reported: %q, rejected %v", told(r), r.Rejected)
+		}
+	}
+}
+
+// An editor moves the file away and writes a new one: it was never gone, not even
+// for one who asks just then.
+func TestMovedAwayAndWritten(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.yaml")
+	write(t, path, policy("a", 1))
+	f := start(t, dir, nil)
+	f.has("a:1")
+	must(t, os.Rename(path, path+"~"))
+	refreshed := make(chan source.Report, 1)
+	go func() {
+		r, _ := f.source.Refresh(t.Context())
+		refreshed <- r
+	}()
+	time.Sleep(quiet / 4)
+	write(t, path, policy("a", 2))
+	f.has("a:2")
+	for _, r := range append(f.seen, <-refreshed) {
+		if told(r) != "a:1" && told(r) != "a:2" {
+			t.Errorf("reported: %q", told(r))
 		}
 	}
 }

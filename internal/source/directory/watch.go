@@ -31,22 +31,33 @@ type watcher struct {
 // watches says what to watch: the directory, its own name in its parent, so that
 // its being replaced or made is heard, and the directories that links lead to.
 func (s *Source) watches() []watch {
-	parent, name := filepath.Dir(s.path), filepath.Base(s.path)
-	real, err := filepath.EvalSymlinks(parent)
-	for ; err != nil && parent != filepath.Dir(parent); real, err = filepath.EvalSymlinks(parent) {
-		parent, name = filepath.Dir(parent), filepath.Base(parent)
-	}
-	list := []watch{{dir: real, only: name}}
+	list := []watch{nameOf(s.path)}
 	if dir, err := filepath.EvalSymlinks(s.path); err == nil {
-		list = append(list, watch{dir: dir, main: true}, watch{dir: filepath.Dir(dir), only: filepath.Base(dir)})
+		list = append(list, watch{dir: dir, main: true})
 		for _, f := range s.files {
 			if f.target != "" && f.target != dir {
 				list = append(list, watch{dir: f.target})
 			}
 		}
+	} else if target, err := os.Readlink(s.path); err == nil {
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(s.path), target)
+		}
+		list = append(list, nameOf(target)) // a link to what is not there yet
 	}
 	slices.SortFunc(list, func(a, b watch) int { return strings.Compare(a.dir+"\x00"+a.only, b.dir+"\x00"+b.only) })
 	return slices.Compact(list)
+}
+
+// nameOf watches for a path: its name in its parent, or as much of the way there
+// as there is.
+func nameOf(path string) watch {
+	parent, name := filepath.Dir(path), filepath.Base(path)
+	real, err := filepath.EvalSymlinks(parent)
+	for ; err != nil && parent != filepath.Dir(parent); real, err = filepath.EvalSymlinks(parent) {
+		parent, name = filepath.Dir(parent), filepath.Base(parent)
+	}
+	return watch{dir: real, only: name}
 }
 
 // update makes the watcher anew if it does not watch what it should, and says
