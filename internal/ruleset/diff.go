@@ -56,8 +56,10 @@ func (c *Change) Empty() bool { return len(c.Transactions) == 0 }
 //
 // A packet evaluates the rules as they were when it began and every set as it is
 // when it looks, so that a packet under way can see an old set first and a new one
-// later. Each order below is chosen so that such a packet is allowed only if the
-// old or the new table allows it (S30).
+// later. Sets are edited in place where such a packet is still allowed only if
+// the old or the new table allows it, and always if both do (S30); else they are
+// made anew under another name, which only packets that began with the new rules
+// look at. See inPlaceIsUnsafe.
 func Diff(actual, desired *Table) Change {
 	if actual == nil {
 		actual = &Table{}
@@ -65,17 +67,14 @@ func Diff(actual, desired *Table) Change {
 		desired = desired.withMark(actual.Mark)
 	}
 	d := differ{actual: actual, renames: map[string]string{}}
-	d.place(desired)
-	d.compare()
-	if d.egressRestricts && len(d.ingressGrows) > 0 {
-		// The packet could pass the egress check on the old sets and the ingress
-		// check on the new ones. New sets under new names are seen by packets that
-		// began with the new rules only.
-		for _, logical := range d.ingressGrows {
-			d.renames[logical] = freeName(actual, logical)
-		}
+	for again := true; again; {
 		d.place(desired)
 		d.compare()
+		again = false
+		for logical := range d.inPlaceIsUnsafe() {
+			d.renames[logical] = freeName(actual, logical)
+			again = true
+		}
 	}
 	if d.restricts && len(actual.Chains) > 0 {
 		d.bump()
@@ -137,12 +136,15 @@ const (
 )
 
 type differ struct {
-	actual, target  *Table
-	renames         map[string]string // logical to physical names of sets
-	transactions    [4]Transaction
-	restricts       bool
-	egressRestricts bool
-	ingressGrows    []string // logical names of ingress sets that gain elements in place
+	actual, target *Table
+	renames        map[string]string // logical to physical names of sets that can't be edited in place
+	transactions   [4]Transaction
+	restricts      bool
+	// What the change does to each direction's allowances, at all and by editing
+	// chains, which packets under way do not see.
+	shrinks, rulesShrink [2]bool
+	edits                map[string]edit // of allow sets in place, by physical name
+	rerouted             []string        // maps in which an address leads to another pod's chain, by physical name
 }
 
 // alternatives are the endings of the names that a set can have in the kernel:
@@ -256,7 +258,8 @@ func renameExpr(e Expr, renamed map[string]string) (Expr, bool) {
 // compare fills the transactions.
 func (d *differ) compare() {
 	d.transactions = [4]Transaction{}
-	d.restricts, d.egressRestricts, d.ingressGrows = false, false, nil
+	d.restricts, d.shrinks, d.rulesShrink = false, [2]bool{}, [2]bool{}
+	d.edits, d.rerouted = map[string]edit{}, nil
 	for name := range d.target.Counters {
 		if !d.actual.Counters[name] {
 			d.add(prepare, Op{Kind: AddCounter, Name: name})
@@ -298,19 +301,16 @@ func (d *differ) compareSet(old, s *Set) {
 		return
 	}
 	gone, fresh := diffElements(old.Elements, s.Elements)
-	logical := logicalName(s.Name)
 	switch {
 	case s.Verdicts:
 		d.compareMap(s, gone, fresh)
 		return
-	case strings.HasPrefix(logical, "in"):
-		d.restricts = d.restricts || len(gone) > 0
-		if len(fresh) > 0 {
-			d.ingressGrows = append(d.ingressGrows, logical)
+	case isAllowSet(s.Name):
+		d.edits[s.Name] = edit{adds: len(fresh) > 0, deletes: len(gone) > 0}
+		if len(gone) > 0 {
+			d.restricts = true
+			d.shrinks[directionOf(s.Name)] = true
 		}
-	case strings.HasPrefix(logical, "eg"):
-		d.restricts = d.restricts || len(gone) > 0
-		d.egressRestricts = d.egressRestricts || len(gone) > 0
 	default: // pods and constants: which flows are judged at all
 		d.restricts = true
 	}
@@ -333,9 +333,12 @@ func (d *differ) compareMap(m *Set, gone, fresh []Element) {
 			later = append(later, e)
 		}
 	}
+	if len(now) > 0 || slices.ContainsFunc(fresh, func(e Element) bool { return d.actual.Chains[e.Jump] != nil }) {
+		d.rerouted = append(d.rerouted, m.Name)
+	}
 	if len(fresh) > 0 {
 		d.restricts = true
-		d.egressRestricts = d.egressRestricts || strings.HasPrefix(m.Name, "eg")
+		d.shrinks[directionOf(m.Name)] = true
 	}
 	d.edit(switchOver, m, now, fresh)
 	d.edit(release, m, later, nil)
@@ -364,7 +367,8 @@ func (d *differ) compareChain(old, c *Chain) {
 	case old != c && !slices.EqualFunc(old.Rules, c.Rules, Rule.Equal):
 		if !onlyAllowsMore(old.Rules, c.Rules) {
 			d.restricts = true
-			d.egressRestricts = d.egressRestricts || strings.HasPrefix(c.Name, "eg")
+			d.shrinks[directionOf(c.Name)] = true
+			d.rulesShrink[directionOf(c.Name)] = true
 		}
 		d.add(switchOver, Op{Kind: EditChain, Chain: c})
 	}

@@ -40,10 +40,14 @@ type Outcome struct {
 
 // Trace sends a packet through the table as the kernel would.
 func (t *Table) Trace(p Packet) Outcome {
-	tr := tracer{table: t, packet: p}
-	tr.out.Verdict, tr.out.Mark = Accept, p.Mark
-	for _, name := range names(t.Chains) {
-		if c := t.Chains[name]; c.Hook != nil && c.Hook.Name == p.Hook {
+	tr := tracer{table: t, packet: p, set: func(name string) *Set { return t.Sets[name] }}
+	return tr.trace()
+}
+
+func (tr *tracer) trace() Outcome {
+	tr.out.Verdict, tr.out.Mark = Accept, tr.packet.Mark
+	for _, name := range []string{chainForward, chainInput} {
+		if c := tr.table.Chains[name]; c != nil && c.Hook != nil && c.Hook.Name == tr.packet.Hook {
 			tr.run(c)
 		}
 	}
@@ -52,6 +56,7 @@ func (t *Table) Trace(p Packet) Outcome {
 
 type tracer struct {
 	table  *Table
+	set    func(name string) *Set // what a lookup finds
 	packet Packet
 	out    Outcome
 }
@@ -90,7 +95,7 @@ func (tr *tracer) rule(r Rule) (kind VerdictKind, chain string, matched bool) {
 			}
 		case Lookup:
 			key, ok := tr.key(e.Key)
-			if !ok || tr.table.Sets[e.Set].find(key) != nil == e.Not {
+			if !ok || tr.set(e.Set).find(key) != nil == e.Not {
 				return "", "", false
 			}
 		case VerdictMap:
@@ -98,7 +103,7 @@ func (tr *tracer) rule(r Rule) (kind VerdictKind, chain string, matched bool) {
 			if !ok {
 				return "", "", false
 			}
-			if el := tr.table.Sets[e.Map].find(key); el != nil {
+			if el := tr.set(e.Map).find(key); el != nil {
 				return "jump", el.Jump, true
 			}
 			return "", "", false
