@@ -125,6 +125,9 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 		if r.Object != "" {
 			text = r.Object + ": " + text
 		}
+		if r.File != "" {
+			text = r.File + ": " + text
+		}
 		if r.Kept {
 			text += " (its last valid version stays in force)"
 		}

@@ -15,7 +15,8 @@ import (
 type world struct {
 	*lab.Lab
 	*daemon.Daemon
-	t testing.TB
+	t     testing.TB
+	names map[string]*lab.Namespace // of pods, and gateway and outside
 }
 
 // newWorld makes a lab and a daemon, not yet started.
@@ -34,7 +35,7 @@ func newWorld(t testing.TB, topology lab.Topology, config string) *world {
 			t.Logf("the daemon's log:\n%s", d.Log())
 		}
 	})
-	return &world{Lab: l, Daemon: d, t: t}
+	return &world{Lab: l, Daemon: d, t: t, names: map[string]*lab.Namespace{"gateway": l.Gateway, "outside": l.Outside}}
 }
 
 func (w *world) must(err error) {
@@ -49,6 +50,7 @@ func (w *world) pod(name string, addrs ...string) *lab.Namespace {
 	w.t.Helper()
 	n, err := w.AddPod(name, parse(addrs...)...)
 	w.must(err)
+	w.names[name] = n
 	return n
 }
 
@@ -87,10 +89,13 @@ func tcp(src, dst string, port uint16) lab.Probe {
 	return lab.Probe{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Proto: inventory.TCP, DstPort: port}
 }
 
+// topologies are the two that pods come in.
+var topologies = []lab.Topology{{Kind: lab.Routed}, {Kind: lab.Bridge}}
+
 // both runs a test on both topologies.
 func both(t *testing.T, config string, test func(t *testing.T, w *world)) {
-	for _, kind := range []lab.Kind{lab.Routed, lab.Bridge} {
-		t.Run(kind.String(), func(t *testing.T) { test(t, newWorld(t, lab.Topology{Kind: kind}, config)) })
+	for _, topology := range topologies {
+		t.Run(topology.Kind.String(), func(t *testing.T) { test(t, newWorld(t, topology, config)) })
 	}
 }
 
