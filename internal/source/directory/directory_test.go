@@ -406,6 +406,32 @@ func TestPointers(t *testing.T) {
 	}
 }
 
+// A file that did not change is not decoded again: a change costs what changed.
+func TestUnchangedFileIsNotRead(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "b.yaml")
+	write(t, a, "kind: Service\napiVersion: v1\n") // a warning, which every decoding makes anew
+	write(t, b, "kind: Service\napiVersion: v1\n")
+	s := New(dir, nil, slog.New(slog.DiscardHandler))
+	warning := func(name string) *manifest.Diagnostic {
+		t.Helper()
+		_, err := s.Refresh(t.Context())
+		must(t, err)
+		if len(s.files[name].diagnostics) != 1 {
+			t.Fatalf("diagnostics of %s: %v", name, s.files[name].diagnostics)
+		}
+		return &s.files[name].diagnostics[0]
+	}
+	first, other := warning("a.yaml"), warning("b.yaml")
+	must(t, os.Chtimes(b, time.Unix(1, 0), time.Unix(1, 0)))
+	if warning("a.yaml") != first {
+		t.Error("a.yaml was decoded again")
+	}
+	if warning("b.yaml") == other {
+		t.Error("b.yaml was not decoded again")
+	}
+}
+
 // Whatever a file held and holds: what is valid now is in force, and nothing is
 // that neither held.
 func FuzzTake(f *testing.F) {
