@@ -1,12 +1,18 @@
 package main
 
 import (
-	"encoding/json"
+	"cmp"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"edgepolicy.io/edgepolicyd/internal/config"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/manifest"
+	"edgepolicy.io/edgepolicyd/internal/source"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -15,10 +21,15 @@ func (a *app) checkCommand() *cobra.Command {
 		Use:   "check [PATH...]",
 		Short: "Validate policies, and say what they probably do not mean",
 		Long: `Validate the policies in files or folders (default: the configured directory)
-and say what is doubtful about them. With --config, check that file too.
+and say what is doubtful about them: file:line:column: field: value: what is
+wrong and what would be right. With --config, check that file (and the PATHs
+that are given).
 
 It needs no root, no kernel and no daemon. Errors exit with 1; warnings with 0,
 or with 1 under --strict.`,
+		Example: `  edgepolicyd check
+  edgepolicyd check --strict policies/ web.yaml
+  edgepolicyd check --config /etc/edgepolicyd/config.yaml`,
 		RunE: func(_ *cobra.Command, args []string) error { return a.check(args, strict) },
 	}
 	c.Flags().BoolVar(&strict, "strict", false, "exit with 1 on warnings too")
@@ -26,52 +37,78 @@ or with 1 under --strict.`,
 }
 
 func (a *app) check(paths []string, strict bool) error {
-	cfg, err := a.config()
-	if err != nil {
-		return err
-	}
 	var found []manifest.Diagnostic
-	checked := 0
-	if len(paths) == 0 && !a.configNamed {
-		paths = []string{string(cfg.Sources.Directory.Path)}
+	files := 0
+	cfg := config.Default()
+	if a.configNamed {
+		data, err := os.ReadFile(a.configPath)
+		if err != nil {
+			return fmt.Errorf("read configuration: %w", err)
+		}
+		cfg, found = config.Parse(a.configPath, data)
+		files++
+		if errorsIn(found) > 0 { // what the manifests mean depends on it
+			return a.printCheck(found, files, strict)
+		}
+	} else {
+		var err error
+		if cfg, err = a.config(); err != nil {
+			return err
+		}
+		if len(paths) == 0 {
+			paths = []string{string(cfg.Sources.Directory.Path)}
+		}
 	}
 	if len(paths) > 0 {
-		files, err := readFiles(paths)
+		manifests, err := readFiles(paths)
 		if err != nil {
 			return err
 		}
-		errs, warnings := diagnostics(files)
-		o := cfg.Options()
-		s, problems := snapshotOf(files, &o)
-		found = append(append(found, errs...), warnings...)
-		found = append(found, manifest.Lint(s, o, files)...)
-		for _, p := range problems {
-			if !contains(found, p.Origin.File, p.Origin.Line) {
-				found = append(found, manifest.Diagnostic{Severity: manifest.Error, File: p.Origin.File, Line: p.Origin.Line, Column: p.Origin.Column, Object: p.Object, Message: p.Reason})
-			}
+		files += len(manifests)
+		found = append(found, findings(manifests, cfg.Options())...)
+		if len(manifests) == 0 {
+			found = append(found, manifest.Diagnostic{Severity: manifest.Warning, File: strings.Join(paths, ", "),
+				Message: "no manifests in here: files ending in .yaml, .yml or .json are read, those beginning with a dot are not"})
 		}
-		checked = len(files)
 	}
-	return a.printCheck(found, checked, strict)
+	return a.printCheck(found, files, strict)
 }
 
-// contains says whether a place was complained about already.
-func contains(list []manifest.Diagnostic, file string, line int) bool {
-	for _, d := range list {
-		if d.Severity == manifest.Error && d.File == file && d.Line == line {
-			return true
+// findings is all there is to say about manifests, by file and line.
+func findings(files []manifest.File, o inventory.Options) []manifest.Diagnostic {
+	s, problems := snapshotOf(files, &o)
+	found := append(diagnostics(files), manifest.Lint(s, o, files)...)
+	for _, p := range problems {
+		if !duplicateTold(found, p) {
+			found = append(found, manifest.Diagnostic{Severity: manifest.Error, File: p.Origin.File, Line: p.Origin.Line, Column: p.Origin.Column, Object: p.Object, Message: p.Reason})
 		}
 	}
-	return false
+	slices.SortStableFunc(found, func(x, y manifest.Diagnostic) int {
+		return cmp.Or(cmp.Compare(x.File, y.File), cmp.Compare(x.Line, y.Line), cmp.Compare(x.Column, y.Column))
+	})
+	return found
+}
+
+// duplicateTold says whether the linter has complained of the object being there
+// twice, which it does at its name.
+func duplicateTold(found []manifest.Diagnostic, p source.Problem) bool {
+	return slices.ContainsFunc(found, func(d manifest.Diagnostic) bool {
+		return d.Severity == manifest.Error && d.File == p.Origin.File && d.Line >= p.Origin.Line && d.Object == p.Object && d.Field == "metadata.name"
+	})
+}
+
+func errorsIn(found []manifest.Diagnostic) int {
+	n := 0
+	for _, d := range found {
+		if d.Severity == manifest.Error {
+			n++
+		}
+	}
+	return n
 }
 
 func (a *app) printCheck(found []manifest.Diagnostic, files int, strict bool) error {
-	errs := 0
-	for _, d := range found {
-		if d.Severity == manifest.Error {
-			errs++
-		}
-	}
+	errs := errorsIn(found)
 	if a.output == "json" {
 		if found == nil {
 			found = []manifest.Diagnostic{}
@@ -81,19 +118,15 @@ func (a *app) printCheck(found []manifest.Diagnostic, files int, strict bool) er
 		}
 	} else {
 		for _, d := range found {
+			if d.Severity == manifest.Warning {
+				fmt.Fprint(a.stdout, "warning: ")
+			}
 			fmt.Fprintln(a.stdout, d)
 		}
-		fmt.Fprintf(a.stdout, "%d files checked: %d errors, %d warnings\n", files, errs, len(found)-errs)
+		fmt.Fprintf(a.stdout, "%s checked: %s, %s\n", count(files, "file"), count(errs, "error"), count(len(found)-errs, "warning"))
 	}
 	if errs > 0 || strict && len(found) > 0 {
 		return errPrinted
 	}
 	return nil
-}
-
-func (a *app) printJSON(v any) error {
-	enc := json.NewEncoder(a.stdout)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,7 +42,7 @@ func (a *app) reloadCommand() *cobra.Command {
 		Long: `Have the running daemon read its sources now (not its configuration), and
 return when the kernel has the result: prints the generation and what changed.
 A daemon that was flushed enforces again.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := a.client()
 			if err != nil {
@@ -87,7 +87,7 @@ func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Say how the daemon is, and why",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := a.client()
 			if err != nil {
@@ -118,26 +118,26 @@ func (a *app) printStatus(s status.Status) {
 	if !s.TablePresent {
 		there = "not there"
 	}
-	fmt.Fprintf(a.stdout, "table inet %s: %s, generation %d%s\n", s.Table, there, s.Generation, ago(", last change ", s.LastApply))
+	fmt.Fprintf(a.stdout, "table inet %s: %s, generation %d%s\n", s.Table, there, s.Generation, since(", last change %s ago", s.LastApply))
 	fmt.Fprintf(a.stdout, "pods: %d, of which %d isolated\n", s.Pods, s.IsolatedPods)
 	for _, n := range s.NeverIsolated {
 		fmt.Fprintf(a.stdout, "  %s is never isolated (neverIsolate)\n", n)
 	}
 	fmt.Fprintf(a.stdout, "policies: %d\n", len(s.Policies))
 	for _, p := range s.Policies {
-		fmt.Fprintf(a.stdout, "  %s  %s, selects %d pods%s\n", p.Name, p.File, p.Pods, ago(", in force since ", p.Since))
+		fmt.Fprintf(a.stdout, "  %s  %s, selects %s%s\n", p.Name, p.File, count(p.Pods, "pod"), since(", in force for %s", p.Since))
 	}
 	for _, src := range s.Sources {
-		fmt.Fprintf(a.stdout, "source %s: %s\n", src.Name, strings.TrimPrefix(ago(", read ", src.LastRead), ", "))
+		fmt.Fprintf(a.stdout, "source %s%s\n", src.Name, since(": read %s ago", src.LastRead))
 		for _, w := range src.Warnings {
 			fmt.Fprintf(a.stdout, "  warning: %s\n", w)
 		}
 	}
-	fmt.Fprintf(a.stdout, "edgepolicyd %s%s\n", s.DaemonVersion, ago(", running since ", s.Started))
+	fmt.Fprintf(a.stdout, "edgepolicyd %s%s\n", s.DaemonVersion, since(", running for %s", s.Started))
 }
 
-// ago says when something was, in words that a person compares easily.
-func ago(prefix string, t time.Time) string {
+// since puts the time that has passed into a phrase; nothing for no time.
+func since(phrase string, t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
@@ -146,7 +146,7 @@ func ago(prefix string, t time.Time) string {
 	if d < 10*time.Second {
 		unit = time.Millisecond
 	}
-	return fmt.Sprintf("%s%s ago", prefix, d.Round(unit))
+	return fmt.Sprintf(phrase, d.Round(unit))
 }
 
 func (a *app) flushCommand() *cobra.Command {
@@ -156,7 +156,7 @@ func (a *app) flushCommand() *cobra.Command {
 		Long: `Stop enforcing. A running daemon is asked: it takes its table away and does not
 enforce until a reload or restart. Without a daemon the table is removed here.
 Nothing there is success. Only our own table is touched.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.flush(cmd.Context()) },
 	}
 }
@@ -179,6 +179,9 @@ func (a *app) flush(ctx context.Context) error {
 	}
 	defer c.Close()
 	there, err := c.Present()
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w: ask as root (sudo)", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -203,7 +206,7 @@ func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if a.output == "json" {
 				return a.printJSON(map[string]string{"version": version})

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"edgepolicy.io/edgepolicyd/internal/config"
@@ -10,8 +12,6 @@ import (
 	"edgepolicy.io/edgepolicyd/internal/source"
 	"edgepolicy.io/edgepolicyd/internal/source/directory"
 )
-
-const defaultConfig = config.DefaultPath
 
 // config reads the configuration; without --config the file need not be there.
 func (a *app) config() (config.Config, error) {
@@ -28,6 +28,9 @@ func readFiles(paths []string) ([]manifest.File, error) {
 	for _, path := range paths {
 		names := []string{path}
 		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no file or folder %s", path)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -69,36 +72,42 @@ func snapshotOf(files []manifest.File, o *inventory.Options) (*inventory.Snapsho
 	return source.Merge([]source.Report{report}, nil, nil, o)
 }
 
-// diagnostics are all findings of decoding, sorted as found.
-func diagnostics(files []manifest.File) (errs, warnings []manifest.Diagnostic) {
+// diagnostics are all findings of decoding, in the order of the files.
+func diagnostics(files []manifest.File) []manifest.Diagnostic {
+	var all []manifest.Diagnostic
 	for _, f := range files {
-		for _, d := range f.Diagnostics {
-			if d.Severity == manifest.Error {
-				errs = append(errs, d)
-			} else {
-				warnings = append(warnings, d)
-			}
-		}
+		all = append(all, f.Diagnostics...)
 	}
-	return errs, warnings
+	return all
 }
 
-// valid reads files that must all be valid.
+// count gives "1 file" or "2 files".
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+// valid reads files that must all be valid: what the daemon would fall back to
+// is not known here. What it would leave out is told as a warning.
 func (a *app) valid(paths []string, o *inventory.Options) (*inventory.Snapshot, error) {
 	files, err := readFiles(paths)
 	if err != nil {
 		return nil, err
 	}
-	errs, _ := diagnostics(files)
-	for _, d := range errs {
-		fmt.Fprintln(a.stderr, d)
+	var errs []error
+	for _, d := range diagnostics(files) {
+		if d.Severity == manifest.Error {
+			errs = append(errs, d)
+		}
 	}
 	if len(errs) > 0 {
-		return nil, fmt.Errorf("%d errors in the files; see edgepolicyd check", len(errs))
+		return nil, fmt.Errorf("%s in the files:\n%w", count(len(errs), "error"), errors.Join(errs...))
 	}
 	s, problems := snapshotOf(files, o)
 	for _, p := range problems {
-		fmt.Fprintf(a.stderr, "%s: warning: %s: %s\n", p.Origin, p.Object, p.Reason)
+		fmt.Fprintf(a.stderr, "warning: %s: %s is left out: %s\n", p.Origin, p.Object, p.Reason)
 	}
 	return s, nil
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"edgepolicy.io/edgepolicyd/internal/config"
 )
 
 // version is set by the build (-ldflags -X main.version=...).
@@ -42,11 +45,12 @@ var errDegraded = errors.New("degraded")
 var errPrinted = errors.New("failed")
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot(stdout, stderr)
+	a := &app{stdout: stdout, stderr: stderr}
+	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	switch {
 	case err == nil:
 		return exitOK
@@ -54,12 +58,25 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitDegraded
 	case errors.Is(err, errPrinted):
 		return exitFailed
-	case errors.Is(err, errUsage):
-		fmt.Fprintf(stderr, "edgepolicyd: %v\nRun 'edgepolicyd --help' for usage.\n", err)
+	}
+	a.printError(cmd, err)
+	if errors.Is(err, errUsage) {
 		return exitUsage
 	}
-	fmt.Fprintf(stderr, "edgepolicyd: %v\n", err)
 	return exitFailed
+}
+
+// printError says on standard error why a command failed, so that standard
+// output holds a result or nothing.
+func (a *app) printError(cmd *cobra.Command, err error) {
+	if a.output == "json" {
+		writeJSON(a.stderr, map[string]string{"error": err.Error()})
+		return
+	}
+	fmt.Fprintf(a.stderr, "edgepolicyd: %v\n", err)
+	if errors.Is(err, errUsage) {
+		fmt.Fprintf(a.stderr, "Run '%s --help' for usage.\n", cmd.CommandPath())
+	}
 }
 
 // app is what the subcommands share: where to print, and how.
@@ -70,8 +87,8 @@ type app struct {
 	configNamed    bool // given on the command line
 }
 
-func newRoot(stdout, stderr io.Writer) *cobra.Command {
-	a := &app{stdout: stdout, stderr: stderr}
+// root is the command line.
+func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "edgepolicyd",
 		Short: "Enforces Kubernetes NetworkPolicies on an edge gateway",
@@ -81,9 +98,13 @@ It reads NetworkPolicy, Pod and Namespace YAML from a directory and keeps an
 nftables table in the kernel that enforces them.
 
 Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 degraded: enforced, but something
-was rejected or is not enforceable, and it is named.`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
+was rejected or is not enforceable, and it is named. With -o json the result is
+on standard output, and an error is {"error": "..."} on standard error.`,
+		DisableFlagsInUseLine: true,
+		SilenceErrors:         true,
+		SilenceUsage:          true,
+		Args:                  knownCommand,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.configNamed = cmd.Flags().Changed("config")
 			if a.output != "text" && a.output != "json" {
@@ -94,24 +115,66 @@ was rejected or is not enforceable, and it is named.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json")
-	root.PersistentFlags().StringVar(&a.configPath, "config", defaultConfig, "the daemon's configuration file")
+	root.PersistentFlags().StringVar(&a.configPath, "config", config.DefaultPath, "the daemon's configuration file")
 	root.AddCommand(a.runCommand(), a.checkCommand(), a.reloadCommand(), a.matrixCommand(),
 		a.planCommand(), a.statusCommand(), a.flushCommand(), a.versionCommand())
-	for _, c := range root.Commands() {
-		c.Args = usageArgs(c.Args)
+	root.SetHelpCommand(helpCommand(root))
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		completion.Args = knownCommand // cobra's own prints the help, and all is well
+		completion.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		for _, shell := range completion.Commands() {
+			shell.Args = noArgs
+		}
 	}
 	return root
 }
 
-// usageArgs makes a wrong number of arguments wrong usage.
-func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
-	if check == nil {
-		return nil
-	}
-	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return fmt.Errorf("%w: %s: %w", errUsage, cmd.Name(), err)
-		}
-		return nil
+// helpCommand is cobra's, but for a command that does not exist being wrong
+// usage.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about any command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			if len(rest) > 0 {
+				return knownCommand(cmd, rest)
+			}
+			return cmd.Help()
+		},
 	}
 }
+
+// knownCommand refuses the argument of a command that only has subcommands.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	cmd.SuggestionsMinimumDistance = 2
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		hint = fmt.Sprintf("; did you mean %q?", s[0])
+	}
+	return fmt.Errorf("%w: unknown command %q%s", errUsage, args[0], hint)
+}
+
+// noArgs refuses arguments where there is nothing to name.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%w: %s takes no arguments, got %q", errUsage, cmd.Name(), args[0])
+	}
+	return nil
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func (a *app) printJSON(v any) error { return writeJSON(a.stdout, v) }

@@ -17,7 +17,9 @@ func (a *app) matrixCommand() *cobra.Command {
 		Short: "Say who reaches whom",
 		Long: `Say who reaches whom, on the given or all used ports: from files and folders, or
 without PATH from the running daemon. Pods without addresses take part by their
-labels.`,
+labels. JSON: a list of {from, to, toIP, port, protocol, allowed, reason}.`,
+		Example: `  edgepolicyd matrix
+  edgepolicyd matrix --port 8181/TCP --address 192.168.20.7 policies/`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := matrixRequest(ports, addresses)
 			if err != nil {

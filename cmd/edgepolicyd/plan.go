@@ -22,6 +22,8 @@ func (a *app) planCommand() *cobra.Command {
 		Long: `Print the nftables table that the policies in files or folders (default: the
 configured directory) would give, as text that nft -c -f - accepts. With --diff,
 print how it differs from what the running daemon enforces.`,
+		Example: `  edgepolicyd plan --pod default/broker policies/
+  edgepolicyd plan --diff`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.plan(cmd.Context(), args, pod, diff) },
 	}
 	c.Flags().StringVar(&pod, "pod", "", "only the part of this pod, as NAMESPACE/NAME")
@@ -30,6 +32,10 @@ print how it differs from what the running daemon enforces.`,
 }
 
 func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) error {
+	key, err := podKey(pod)
+	if err != nil {
+		return err
+	}
 	cfg, err := a.config()
 	if err != nil {
 		return err
@@ -44,7 +50,7 @@ func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) e
 	}
 	mark, _ := ruleset.Mark{Mask: o.MarkMask}.Next()
 	table := ruleset.NewCompiler(string(cfg.Table), &o).Compile(policy.NewResolver(&o).Update(s), mark)
-	text, err := podPart(table, s, pod)
+	text, err := podPart(table, s, key)
 	if err != nil {
 		return err
 	}
@@ -70,14 +76,22 @@ func (a *app) printPlan(text string) error {
 	return err
 }
 
-func podPart(t *ruleset.Table, s *inventory.Snapshot, pod string) (string, error) {
-	if pod == "" {
+// podKey reads NAMESPACE/NAME; nothing gives the zero Key.
+func podKey(pod string) (inventory.Key, error) {
+	namespace, name, _ := strings.Cut(pod, "/")
+	if pod != "" && (namespace == "" || name == "" || strings.Contains(name, "/")) {
+		return inventory.Key{}, fmt.Errorf("%w: --pod %q: name it as NAMESPACE/NAME", errUsage, pod)
+	}
+	return inventory.Key{Namespace: namespace, Name: name}, nil
+}
+
+// podPart is the part of one pod, or for the zero Key the whole table.
+func podPart(t *ruleset.Table, s *inventory.Snapshot, pod inventory.Key) (string, error) {
+	if pod == (inventory.Key{}) {
 		return t.Text(nil), nil
 	}
-	namespace, name, found := strings.Cut(pod, "/")
-	key := inventory.Key{Namespace: namespace, Name: name}
-	if !found || s.Pod(key) == nil {
-		return "", fmt.Errorf("no pod %q in the files; name it as NAMESPACE/NAME", pod)
+	if s.Pod(pod) == nil {
+		return "", fmt.Errorf("there is no pod %s in the files", pod)
 	}
-	return t.Text(ruleset.PodChains(key)), nil
+	return t.Text(ruleset.PodChains(pod)), nil
 }

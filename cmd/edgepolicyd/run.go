@@ -30,7 +30,7 @@ func (a *app) runCommand() *cobra.Command {
 It logs to standard error, tells systemd when it is ready (NOTIFY_SOCKET) and
 that it is alive (WATCHDOG_USEC), and reads its sources anew on SIGHUP. When it
 ends, for whatever reason, what it enforces stays in force.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.config()
 			if err != nil {
