@@ -68,7 +68,7 @@ type Head struct {
 	Key    Key
 	Origin Origin
 	// JSON is the object in canonical form: Kubernetes JSON of the defaulted
-	// fields that are read here, keys sorted. Two versions of an object are equal
+	// fields that are read here, in a fixed order. Two versions of an object are equal
 	// if these bytes are; the state file keeps them.
 	JSON []byte
 }

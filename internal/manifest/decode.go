@@ -260,15 +260,9 @@ func readable(message string) string {
 	return strings.ReplaceAll(message, ",  or ", " or ")
 }
 
-// canonical is the JSON of an object with its keys sorted.
+// canonical is the JSON of an object: fields in a fixed order, maps by key.
 func canonical(object any) []byte {
 	data, err := json.Marshal(object)
-	if err == nil {
-		var tree any
-		if err = json.Unmarshal(data, &tree); err == nil {
-			data, err = json.Marshal(tree)
-		}
-	}
 	if err != nil {
 		panic("manifest: " + err.Error()) // plain strings and numbers only
 	}
