@@ -336,3 +336,6 @@ func (w *world) run(name string, test func()) {
 		test()
 	})
 }
+
+// replace is strings.NewReplacer for one use.
+func replace(s string, pairs ...string) string { return strings.NewReplacer(pairs...).Replace(s) }
