@@ -144,9 +144,14 @@ func (c *Conn) Apply(list []ruleset.Transaction) error {
 }
 
 func (c *Conn) apply(t ruleset.Transaction) error {
-	for _, op := range t { // chains refer to each other: empty all that go before deleting one
+	for _, op := range t { // chains refer to each other and to sets: empty all that go before deleting one
 		if op.Kind == ruleset.DeleteChain {
 			c.conn.FlushChain(c.chain(op.Chain))
+		}
+	}
+	for _, op := range t { // maps refer to chains
+		if op.Kind == ruleset.DeleteSet {
+			c.conn.DelSet(c.set(op.Set))
 		}
 	}
 	for _, op := range t {
@@ -180,8 +185,6 @@ func (c *Conn) queue(op ruleset.Op) error {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
 		return c.elements(op.Set, s, op.Set.Elements, c.conn.SetAddElements)
-	case ruleset.DeleteSet:
-		c.conn.DelSet(c.set(op.Set))
 	case ruleset.AddElements:
 		return c.elements(op.Set, c.set(op.Set), op.Elements, c.conn.SetAddElements)
 	case ruleset.DeleteElements:

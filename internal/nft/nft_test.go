@@ -159,3 +159,34 @@ func TestTableReadsBackEqual(t *testing.T) {
 		})
 	}
 }
+
+// An address that goes from one isolated pod to another leads to other chains:
+// the old ones go, and so may the map that led to them.
+func TestAddressChangesHands(t *testing.T) {
+	inNamespace(t)
+	o := inventory.DefaultOptions()
+	first := sample(t)
+	second := *first
+	heir := *first.Pods[1]
+	heir.Key.Name = "web-2"
+	second.Pods = []*inventory.Pod{first.Pods[0], &heir}
+	c := mustOpen(t)
+	if err := c.Claim(); err != nil {
+		t.Fatal(err)
+	}
+	var actual *ruleset.Table
+	for i, s := range []*inventory.Snapshot{first, &second, first, &second} {
+		change := ruleset.Diff(actual, compile(t, s, o))
+		if err := c.Apply(change.Transactions); err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+		actual = change.Target
+		got, err := c.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g, w := got.Text(nil), actual.Text(nil); g != w {
+			t.Errorf("step %d: read back:\n%s\nwant:\n%s", i, g, w)
+		}
+	}
+}
