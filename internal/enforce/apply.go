@@ -74,7 +74,7 @@ func (e *Enforcer) applyOnce() error {
 		return err
 	}
 	took := time.Since(begin)
-	if elementsIn(change.Transactions) > verifyAbove {
+	if largest(change.Transactions) > verifyAbove {
 		if err := e.verify(change.Target); err != nil {
 			return err
 		}
@@ -158,17 +158,19 @@ func (e *Enforcer) sweep() {
 	e.log.Debug("cleared stale connection marks", "connections", n)
 }
 
-// verifyAbove is the number of elements in a change from which on the kernel's
-// table is read back: large loads have been seen to lose elements silently.
-const verifyAbove = 2000
+// verifyAbove is the number of elements in one operation from which on the
+// kernel's table is read back: loads of more than one netlink message have been
+// seen to lose elements silently.
+const verifyAbove = 250
 
-func elementsIn(list []ruleset.Transaction) int {
+// largest gives the number of elements in the largest operation.
+func largest(list []ruleset.Transaction) int {
 	n := 0
 	for _, t := range list {
 		for _, op := range t {
-			n += len(op.Elements)
+			n = max(n, len(op.Elements))
 			if op.Kind == ruleset.AddSet {
-				n += len(op.Set.Elements)
+				n = max(n, len(op.Set.Elements))
 			}
 		}
 	}
