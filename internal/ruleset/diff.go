@@ -311,8 +311,12 @@ func (d *differ) compareSet(old, s *Set) {
 			d.restricts = true
 			d.shrinks[directionOf(s.Name)] = true
 		}
-	default: // pods and constants: which flows are judged at all
+	default: // pods: which flows are judged at all
+		// A packet that looks for its source before one pod comes and for its
+		// destination after another went would not be judged by either.
 		d.restricts = true
+		d.edit(release, s, gone, nil)
+		gone = nil
 	}
 	d.edit(switchOver, s, gone, fresh)
 }
