@@ -44,6 +44,7 @@ type Source struct {
 	files   map[string]*file          // by name
 	names   []string                  // of files, sorted; empty when files got another
 	pending map[string]time.Time      // names to look at, and when
+	ahead   map[string]loaded         // files that the first look has read already, by path
 	full    time.Time                 // when to look at everything; zero: no need to
 	rewatch bool                      // directories to be watched may have changed
 	err     error                     // the directory can't be read
@@ -150,6 +151,9 @@ func (s *Source) settle(ctx context.Context, limit time.Duration) error {
 		done := next.IsZero() || next.After(deadline)
 		if done && s.recall() {
 			done, next = false, s.work(time.Now())
+		}
+		if done {
+			s.ahead = nil
 		}
 		s.mu.Unlock()
 		if done || ctx.Err() != nil {

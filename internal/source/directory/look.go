@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +38,15 @@ func (s *Source) scan(now time.Time) {
 	}
 	s.dirty = s.dirty || s.err != nil
 	s.err = nil
+	var first []string
 	for _, e := range entries {
 		if eligible(e.Name()) {
 			s.pending[e.Name()] = now
+			first = append(first, e.Name())
 		}
+	}
+	if len(s.files) == 0 {
+		s.loadAhead(first)
 	}
 	for name := range s.files {
 		s.pending[name] = now
@@ -87,7 +94,7 @@ func (s *Source) look(name string, now time.Time) time.Duration {
 	if age >= 0 && age < s.quiet {
 		return s.quiet - age
 	}
-	return s.read(f, path, now)
+	return s.read(f, path, stampOf(&st), now)
 }
 
 // missing says whether there is no such name; or no directory that could have it.
@@ -128,9 +135,15 @@ const (
 	busyLimit = 5 * time.Second       // after which it is reported
 )
 
-// read reads and decodes a file that has changed.
-func (s *Source) read(f *file, path string, now time.Time) time.Duration {
-	data, st, err := readFile(path)
+// read reads and decodes a file that has changed, unless that was done ahead and
+// it is still the same.
+func (s *Source) read(f *file, path string, seen stamp, now time.Time) time.Duration {
+	l, ahead := s.ahead[path]
+	if !ahead || stampOf(&l.st) != seen {
+		l = load(path)
+	}
+	delete(s.ahead, path)
+	st, err := l.st, l.err
 	if errors.Is(err, errBusy) {
 		if f.busy.IsZero() {
 			f.busy = now
@@ -151,8 +164,51 @@ func (s *Source) read(f *file, path string, now time.Time) time.Duration {
 		return 0
 	}
 	s.dirty = true
-	f.take(manifest.Decode(Name, path, data))
+	f.take(l.content)
 	return 0
+}
+
+// loaded is a file as it was read.
+type loaded struct {
+	st      unix.Stat_t
+	err     error
+	content manifest.File
+}
+
+// load reads and decodes a file.
+func load(path string) loaded {
+	data, st, err := readFile(path)
+	if err != nil {
+		return loaded{st: st, err: err}
+	}
+	c := manifest.Decode(Name, path, data)
+	// Without the tree of YAML nodes, which is large.
+	return loaded{st: st, content: manifest.File{Parsed: c.Parsed, Documents: c.Documents, Diagnostics: c.Diagnostics}}
+}
+
+// loadAhead reads the files of the first look on all processors: that is most of
+// what a start has to do.
+func (s *Source) loadAhead(names []string) {
+	work := make(chan string)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	s.ahead = make(map[string]loaded, len(names))
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for name := range work {
+				path := filepath.Join(s.path, name)
+				l := load(path)
+				mu.Lock()
+				s.ahead[path] = l
+				mu.Unlock()
+			}
+		})
+	}
+	for _, name := range names {
+		work <- name
+	}
+	close(work)
+	wg.Wait()
 }
 
 // refuse leaves a file's last content in force and says why.
