@@ -9,7 +9,7 @@ import (
 // collector waits until there is this much garbage; from then on it runs more
 // often than Go's default has it. Measured by `make bench`.
 const (
-	startLimit = 18 << 20 // bytes that the runtime has from the kernel
+	startLimit = 20 << 20 // bytes that the runtime has from the kernel
 	gcPercent  = 25
 )
 

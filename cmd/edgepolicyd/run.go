@@ -48,6 +48,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.Level(cfg.Log.Level)}))
+	loosenMemory()
 	log.Info("starting", "version", version, "pid", os.Getpid(), "directory", string(cfg.Sources.Directory.Path), "table", string(cfg.Table))
 
 	store := state.New(string(cfg.StateDir), log)
@@ -82,6 +83,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	go reloadOnHangup(ctx, e, notify, log)
 	err = e.Run(ctx, func() {
 		log.Info("ready")
+		go tightenMemory()
 		if err := notify.Ready("enforcing"); err != nil {
 			log.Error("systemd can't be told", "error", err)
 		}

@@ -201,14 +201,14 @@ func (e *Enforcer) noteGeneration() {
 }
 
 // check reads the table back if anything in nftables changed since our last
-// change, and mends what differs.
-func (e *Enforcer) check() {
+// change, and mends what differs. It says whether it had to.
+func (e *Enforcer) check() bool {
 	if e.kernel == nil || e.flushed != nil || e.applyErr != nil {
-		return
+		return false
 	}
 	gen, err := e.kernel.Generation()
 	if err == nil && gen == e.gen {
-		return
+		return false
 	}
 	want := e.actual
 	got, err := e.kernel.Read()
@@ -216,12 +216,13 @@ func (e *Enforcer) check() {
 		change := ruleset.Diff(got, want)
 		if change.Empty() {
 			e.gen = gen
-			return
+			return false
 		}
 	}
 	e.log.Warn("the table was changed by another program; putting it right", "table", e.cfg.Table, "error", err)
 	e.closeKernel()
 	e.update()
+	return true
 }
 
 // save hands what the sources know to the goroutine that writes it: a slow disk

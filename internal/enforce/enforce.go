@@ -71,6 +71,7 @@ type Enforcer struct {
 	stateErr      atomic.Pointer[string] // of the last save, empty if it went well
 	toSave        chan state.State       // at most one, the newest
 	flushed       *flushed
+	told          map[string]bool // problems and warnings that were logged
 }
 
 type flushed struct {
@@ -102,7 +103,10 @@ func New(cfg Config) *Enforcer {
 	}
 	e.resolver = policy.NewResolver(&e.cfg.Options)
 	e.compiler = ruleset.NewCompiler(cfg.Table, &e.cfg.Options)
-	e.publish()
+	e.published.Store(&published{
+		status:   status.Status{Version: status.Version, Health: status.Failed, Reasons: []string{"starting: nothing was applied yet"}, Table: cfg.Table, Started: e.started, DaemonVersion: cfg.Version},
+		snapshot: e.snapshot,
+	})
 	return e
 }
 
@@ -154,38 +158,49 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	e.readGateway()
 	e.update()
 
-	retry, wait := time.NewTimer(0), time.Duration(0)
+	retry, wait := time.NewTimer(retryMost), time.Duration(0)
 	retry.Stop()
+	settle := func() { // after each update: tell who waits for the first, or try again
+		switch {
+		case e.applyErr != nil:
+			wait = min(max(retryFirst, 2*wait), retryMost)
+			retry.Reset(wait)
+		case ready != nil:
+			ready()
+			ready = nil
+			fallthrough
+		default:
+			wait = 0
+			retry.Stop()
+		}
+	}
+	settle()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()
 	for {
-		if e.applyErr == nil {
-			wait = 0
-			if ready != nil {
-				ready()
-				ready = nil
-			}
-		} else {
-			wait = min(max(retryFirst, 2*wait), retryMost)
-			retry.Reset(wait)
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case r := <-reports:
 			if e.take(r) {
 				e.update()
+				settle()
 			}
 		case <-facts:
 			e.readGateway()
 			e.update()
+			settle()
 		case q := <-e.requests:
 			changes, err := q.do()
 			q.done <- answer{changes, err}
+			settle()
 		case <-check.C:
-			e.check()
+			if e.check() {
+				settle()
+			}
 		case <-retry.C:
 			e.update()
+			settle()
 		}
 	}
 }

@@ -62,7 +62,34 @@ func (e *Enforcer) publish() {
 	e.publishPolicies(&s, selected)
 	e.publishSources(&s)
 	s.Health, s.Reasons = e.health(&s)
+	e.tell(&s)
 	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual})
+}
+
+// tell logs what is new since the last time: each problem and warning once, and
+// that it ended.
+func (e *Enforcer) tell(s *status.Status) {
+	now := map[string]bool{}
+	for _, r := range s.Reasons {
+		now[r] = true
+		if !e.told[r] {
+			e.log.Warn(r)
+		}
+	}
+	for _, src := range s.Sources {
+		for _, w := range src.Warnings {
+			now[w] = true
+			if !e.told[w] {
+				e.log.Info("warning: " + w)
+			}
+		}
+	}
+	for r := range e.told {
+		if !now[r] {
+			e.log.Info("no longer: " + r)
+		}
+	}
+	e.told = now
 }
 
 func (e *Enforcer) publishPolicies(s *status.Status, selected map[inventory.Key]int) {
@@ -111,8 +138,6 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 		failed = append(failed, fmt.Sprintf("flushed by uid %d at %s: nothing is enforced until a reload or restart", e.flushed.uid, e.flushed.at.Format(time.RFC3339)))
 	case e.applyErr != nil:
 		failed = append(failed, "the kernel does not have what it should: "+e.applyErr.Error())
-	case e.generation == 0 && e.actual == nil:
-		failed = append(failed, "starting: nothing was applied yet")
 	}
 	degraded = append(degraded, e.bridges...)
 	for _, src := range s.Sources {
