@@ -94,6 +94,13 @@ func serve(t *testing.T, socket string, d Daemon) (stop func()) {
 	return stop
 }
 
+// tryToServe is for what must fail at once.
+func tryToServe(t *testing.T, socket string) error {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	return Serve(ctx, socket, &fake{}, slog.New(slog.DiscardHandler))
+}
+
 func TestClientAndServer(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "run", "d.sock")
 	f := &fake{}
@@ -224,7 +231,7 @@ func TestStaleSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A foreign server that holds no lock is alive all the same.
-	if err := Serve(t.Context(), socket, &fake{}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another edgepolicyd is running") {
+	if err := tryToServe(t, socket); err == nil || !strings.Contains(err.Error(), "another edgepolicyd is running") {
 		t.Errorf("a living socket: %v", err)
 	}
 	l.SetUnlinkOnClose(false)
@@ -236,7 +243,7 @@ func TestStaleSocket(t *testing.T) {
 	if _, err := Dial(socket).Status(t.Context()); err != nil {
 		t.Errorf("after the dead one's socket was replaced: %v", err)
 	}
-	if err := Serve(t.Context(), socket, &fake{}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another edgepolicyd is running") {
+	if err := tryToServe(t, socket); err == nil || !strings.Contains(err.Error(), "another edgepolicyd is running") {
 		t.Errorf("a second daemon: %v", err)
 	}
 	if _, err := Dial(socket).Status(t.Context()); err != nil {
@@ -246,7 +253,7 @@ func TestStaleSocket(t *testing.T) {
 	if err := os.Remove(socket); err != nil {
 		t.Fatal(err)
 	}
-	if err := Serve(t.Context(), socket, &fake{}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another edgepolicyd is running") {
+	if err := tryToServe(t, socket); err == nil || !strings.Contains(err.Error(), "another edgepolicyd is running") {
 		t.Errorf("a second daemon, without the socket: %v", err)
 	}
 }
@@ -256,7 +263,7 @@ func TestSocketIsAFile(t *testing.T) {
 	if err := os.WriteFile(socket, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Serve(t.Context(), socket, &fake{}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if err := tryToServe(t, socket); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Errorf("Serve = %v", err)
 	}
 	if data, _ := os.ReadFile(socket); string(data) != "precious" {
