@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/policy"
 	"edgepolicy.io/edgepolicyd/internal/ruleset"
 	"edgepolicy.io/edgepolicyd/tests/cluster"
@@ -25,11 +26,14 @@ func FuzzJudges(f *testing.F) {
 		mark, _ := ruleset.Mark{Mask: o.MarkMask}.Next()
 		c := cluster.Generate(configOf(seed, rng, outside, gateway))
 		var actual *ruleset.Table
+		var last *inventory.Snapshot
 		for range 3 {
 			s, err := c.Snapshot()
 			if err != nil {
 				t.Fatalf("%v\n%s", err, c.YAML)
 			}
+			keepPointers(last, s)
+			last = s
 			change := ruleset.Diff(actual, compiler.Compile(resolver.Update(s), mark))
 			actual = change.Target
 			for i, flow := range cluster.Flows(s, outside, rng, 300) {

@@ -54,7 +54,9 @@ func TestThreeJudges(t *testing.T) {
 			for seed := *firstSeed; r.clusters < n; seed++ {
 				r.seed(seed)
 			}
-			t.Logf("%s: %d clusters (%d of them changes of the one before), %d tables read back", kind, r.clusters, r.changed, r.readBack)
+			all := r.tally["everything"]
+			t.Logf("%s: %d clusters (%d of them changes of the one before, %d tables read back), %d packets agreed on, %d allowed and %d denied",
+				kind, r.clusters, r.changed, r.readBack, all[0]+all[1], all[1], all[0])
 			r.tally.print(t)
 			if n >= 100 {
 				r.tally.check(t)
@@ -266,7 +268,12 @@ func (t tally) add(c *cell) {
 	if c.open {
 		kind += ", open"
 	}
-	for _, key := range []string{"everything", "kind: " + kind, "ends: " + ends, "protocol: " + family + " " + proto} {
+	keys := []string{"everything", "kind: " + kind, "ends: " + ends, "protocol: " + family + " " + proto}
+	for _, d := range []policy.Decision{c.evaluator.Egress, c.evaluator.Ingress} {
+		reason, _, _ := strings.Cut(d.Reason, " by ")
+		keys = append(keys, "reason: "+reason)
+	}
+	for _, key := range keys {
 		if t[key] == nil {
 			t[key] = &[2]int{}
 		}
@@ -298,18 +305,25 @@ func (t tally) print(tb testing.TB) {
 func percent(n *[2]int) int { return 100 * n[1] / (n[0] + n[1]) }
 
 // check fails where cells of a kind were nearly all allowed or nearly all denied,
-// though they could have been either.
+// though they could have been either, and where a reason was never met.
 func (t tally) check(tb testing.TB) {
 	for key, n := range t {
 		share := percent(n)
 		_, ends, isEnds := strings.Cut(key, "ends: ")
 		switch {
+		case strings.HasPrefix(key, "reason: "):
 		case key == "kind: "+reply+", open", isEnds && (!strings.Contains(ends, "pod") || ends == "gateway to pod"):
 			if n[0] > 0 {
 				tb.Errorf("%s: %d denied", key, n[0])
 			}
 		case share < 3 || share > 97, key == "everything" && (share < 25 || share > 75):
 			tb.Errorf("%s: %d%% are allowed: this proves little", key, share)
+		}
+	}
+	for _, reason := range []string{"allowed", "not allowed", "not isolated", "never isolated", "not a pod", "gateway's own traffic",
+		"the gateway is open to pods", "the gateway's port is open to pods"} {
+		if t["reason: "+reason] == nil {
+			tb.Errorf("no packet was judged so: %s", reason)
 		}
 	}
 }

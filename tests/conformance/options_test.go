@@ -46,7 +46,7 @@ func pickOptions(rng *rand.Rand) byte {
 	return b
 }
 
-// ranges4 and ranges6 are the pod ranges of the lab's bridge.
+// range4 and range6 are the pod ranges of the lab's bridge.
 var (
 	range4 = netip.MustParsePrefix("10.42.0.0/24")
 	range6 = netip.MustParsePrefix("fd42::/64")
