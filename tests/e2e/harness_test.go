@@ -339,3 +339,24 @@ func (w *world) run(name string, test func()) {
 
 // replace is strings.NewReplacer for one use.
 func replace(s string, pairs ...string) string { return strings.NewReplacer(pairs...).Replace(s) }
+
+// counters gives the packets of the named counters of an inet table.
+func (w *world) counters(table string) map[string]uint64 {
+	w.t.Helper()
+	var listing struct {
+		Nftables []struct {
+			Counter *struct {
+				Name    string
+				Packets uint64
+			}
+		}
+	}
+	w.must(json.Unmarshal([]byte(w.gw("nft", "-j", "list", "counters", "table", "inet", table)), &listing))
+	found := map[string]uint64{}
+	for _, o := range listing.Nftables {
+		if o.Counter != nil {
+			found[o.Counter.Name] = o.Counter.Packets
+		}
+	}
+	return found
+}
