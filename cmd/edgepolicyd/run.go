@@ -51,6 +51,10 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	loosenMemory()
 	log.Info("starting", "version", version, "pid", os.Getpid(), "directory", string(cfg.Sources.Directory.Path), "table", string(cfg.Table))
 
+	socket, err := status.Listen(string(cfg.Socket))
+	if err != nil {
+		return fmt.Errorf("status socket: %w", err)
+	}
 	store := state.New(string(cfg.StateDir), log)
 	saved, err := store.Load()
 	if err != nil {
@@ -70,7 +74,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	notify := status.NewNotifier(os.Getenv)
 	failed := make(chan error, 2)
 	go func() {
-		if err := status.Serve(ctx, string(cfg.Socket), e, log); err != nil {
+		if err := socket.Serve(ctx, e, log); err != nil {
 			failed <- fmt.Errorf("status socket: %w", err)
 			cancel()
 		}

@@ -55,10 +55,14 @@ type Origin struct {
 	Column int    `json:"column,omitempty"` // from 1
 }
 
-// String gives "file:line", or the source's name where there is no file.
+// String gives "file:line", the file alone for a whole file, or the source's name
+// where there is no file.
 func (o Origin) String() string {
-	if o.File == "" {
+	switch {
+	case o.File == "":
 		return o.Source
+	case o.Line == 0:
+		return o.File
 	}
 	return fmt.Sprintf("%s:%d", o.File, o.Line)
 }

@@ -147,7 +147,7 @@ func (l *log) typeMeta(h head) bool {
 		l.fail(root.Child("kind"), "", "required as a text: say what this is, such as kind: NetworkPolicy")
 	case !ours && h.APIVersion != "":
 		for kind := range maps.Keys(apiVersions) {
-			if strings.EqualFold(kind, h.Kind) {
+			if strings.EqualFold(kind, h.Kind) || len(kind) > 8 && distance(kind, h.Kind) <= 2 {
 				l.fail(root.Child("kind"), h.Kind, "must be spelt "+kind)
 				return false
 			}

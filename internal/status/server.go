@@ -25,23 +25,36 @@ const (
 	maxReload  = 10 * time.Minute // that a reload may be asked to take
 )
 
-// Serve answers on the socket until ctx ends, and then returns nil. It makes the
-// socket's directory if need be. The socket of a daemon that has died is
-// replaced; that of a living one is an error.
-func Serve(ctx context.Context, socket string, d Daemon, log *slog.Logger) error {
+// Listener is the claimed socket.
+type Listener struct {
+	lock *os.File
+	net.Listener
+}
+
+// Listen claims the socket, so that a second daemon is refused before it touches
+// anything. It makes the socket's directory if need be. The socket of a daemon
+// that has died is replaced; that of a living one is an error.
+func Listen(socket string) (*Listener, error) {
 	lock, err := claim(socket)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer lock.Close()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", socket, err)
+		lock.Close()
+		return nil, fmt.Errorf("listen on %s: %w", socket, err)
 	}
 	if err := os.Chmod(socket, 0o600); err != nil {
 		l.Close()
-		return fmt.Errorf("listen on %s: %w", socket, err)
+		lock.Close()
+		return nil, fmt.Errorf("listen on %s: %w", socket, err)
 	}
+	return &Listener{lock: lock, Listener: l}, nil
+}
+
+// Serve answers until ctx ends, gives the socket up, and then returns nil.
+func (l *Listener) Serve(ctx context.Context, d Daemon, log *slog.Logger) error {
+	defer l.lock.Close()
 	server := &http.Server{
 		Handler:           authorized(routes(d), log),
 		ConnContext:       withPeer,
@@ -62,8 +75,8 @@ func Serve(ctx context.Context, socket string, d Daemon, log *slog.Logger) error
 		}
 	})
 	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve %s: %w", socket, err)
+	if err := server.Serve(l.Listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
 	return nil
 }

@@ -69,7 +69,7 @@ func serve(t *testing.T, socket string, d Daemon) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, socket, d, slog.New(slog.DiscardHandler)) }()
+	go func() { done <- listenAndServe(ctx, socket, d) }()
 	stop = func() {
 		cancel()
 		select {
@@ -95,10 +95,18 @@ func serve(t *testing.T, socket string, d Daemon) (stop func()) {
 }
 
 // tryToServe is for what must fail at once.
+func listenAndServe(ctx context.Context, socket string, d Daemon) error {
+	l, err := Listen(socket)
+	if err != nil {
+		return err
+	}
+	return l.Serve(ctx, d, slog.New(slog.DiscardHandler))
+}
+
 func tryToServe(t *testing.T, socket string) error {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	return Serve(ctx, socket, &fake{}, slog.New(slog.DiscardHandler))
+	return listenAndServe(ctx, socket, &fake{})
 }
 
 func TestClientAndServer(t *testing.T) {
