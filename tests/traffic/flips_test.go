@@ -16,6 +16,7 @@ var flips = []struct {
 	a    func(*state)
 }{
 	{"exact element, then block", 8000, value("b", 8000, "host block"), nil},
+	{"from one set that stays to another", 8000, and(value("b", 8000, "host block"), others), others},
 	{"exact element, then wide block, egress", 8000, value("a", 8000, "block"), nil},
 	{"both ends from exact to any", 8000, and(value("a", 8000, "any"), value("b", 8000, "any range")), nil},
 	{"block, then a smaller one in it", 8000, value("b", 8000, "host block"), value("b", 8000, "block")},
@@ -35,6 +36,9 @@ var flips = []struct {
 	{"one pod appears, the other goes", 9050, func(s *state) { s.absent[0] = true; value("g", 9050, "exact")(s) }, func(s *state) { s.absent[1] = true; value("h", 9050, "exact")(s) }},
 	{"one pod appears, the other goes, not isolated", 9050, func(s *state) { s.absent[0], s.open[6] = true, true }, func(s *state) { s.absent[1], s.open[7] = true, true }},
 }
+
+// others are rules by which the sets of exact elements and of blocks of b stay.
+func others(s *state) { s.ports, s.blocks = 5, 5 }
 
 func and(f, g func(*state)) func(*state) { return func(s *state) { f(s); g(s) } }
 

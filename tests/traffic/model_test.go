@@ -267,7 +267,7 @@ func (st *state) otherRules() []string {
 		for i := range st.blocks {
 			peers = append(peers, fmt.Sprintf("{ipBlock: {cidr: 172.16.%d.0/25}}, {ipBlock: {cidr: \"fd99:%x::/33\"}}", i, i))
 		}
-		rules = append(rules, fmt.Sprintf("{from: [%s], ports: [{protocol: UDP, port: 8000}]}", strings.Join(peers, ", ")))
+		rules = append(rules, fmt.Sprintf("{from: [%s], ports: [{protocol: UDP, port: 8000}, {protocol: TCP, port: 8000}]}", strings.Join(peers, ", ")))
 	}
 	if st.ports > 0 {
 		var ports []string
