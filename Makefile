@@ -75,8 +75,9 @@ root:
 	fi
 
 .PHONY: demo
-demo: root install-deps ## Show it: a gateway, its pods, policies, real connections (root)
-	@go run ./tests/demo $(DEMO)
+demo: root install-deps build ## Show it: a gateway, its pods, policies, real connections (root); DEMO=-routed
+	@echo
+	EDGEPOLICYD=$(CURDIR)/bin/edgepolicyd go run ./tests/demo $(DEMO)
 
 .PHONY: lint
 lint: ## gofmt and go vet
@@ -96,7 +97,8 @@ test: root ## Everything: packages, four builds, lint, all tests, a little fuzzi
 	step 'Debian packages' tests/install.sh
 	step 'lint' $(MAKE) --no-print-directory lint
 	step 'build for four architectures' $(MAKE) --no-print-directory build-all
-	step 'tests' go test -count=1 -p 1 -timeout 10m ./...
+	$(GOBUILD) -o bin/edgepolicyd $(COMMAND)
+	EDGEPOLICYD=$(CURDIR)/bin/edgepolicyd step 'tests' go test -count=1 -p 1 -timeout 10m ./...
 	step 'fuzzing' tests/fuzz.sh 3s
 	printf '\nmake test: all passed, in %d s\n' $$((SECONDS - start))
 

@@ -21,7 +21,6 @@ tcpdump tcpdump
 sysctl procps
 unshare util-linux
 setpriv util-linux
-modprobe kmod
 LIST
 )
 if [ -z "$missing" ]; then
@@ -40,4 +39,4 @@ echo "installing what is missing: $missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq </dev/null
 # shellcheck disable=SC2086 # a list
-apt-get install -y -qq --no-install-recommends $missing </dev/null
+apt-get install -y -qq -o Dpkg::Use-Pty=0 --no-install-recommends $missing </dev/null
