@@ -278,3 +278,5 @@ func (p *pipeline) holds(s *inventory.Snapshot) {
 		p.t.Errorf("the kernel holds something else than a fresh compile gives:\n%s", text)
 	}
 }
+
+func parse(a string) netip.Addr { return netip.MustParseAddr(a) }
