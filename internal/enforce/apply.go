@@ -111,8 +111,9 @@ func (e *Enforcer) adopt() error {
 		return fmt.Errorf("table inet %s was taken away while it was being made", e.cfg.Table)
 	}
 	e.actual = actual
-	e.bumps = epochs(e.cfg.Options.MarkMask) // nobody knows which stamps are about
+	e.bumps = 0
 	if len(actual.Chains) > 0 {
+		e.bumps = epochs(e.cfg.Options.MarkMask) // nobody knows which stamps are about
 		e.log.Info("adopted the table that was in force", "table", e.cfg.Table, "chains", len(actual.Chains), "sets", len(actual.Sets))
 	}
 	return nil
