@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/lab"
+	"edgepolicy.io/edgepolicyd/internal/nft"
+	"edgepolicy.io/edgepolicyd/internal/policy"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
 )
 
 // flowsBut is all flows of the model but those to some ports.
@@ -43,6 +46,14 @@ func (w *world) keep(each int) []*pair {
 	return list
 }
 
+// remember has the gateway keep silent UDP flows: what a server sends when its
+// flow is forgotten opens a new one, the other way round, which is allowed.
+func (w *world) remember() {
+	w.t.Helper()
+	_, err := w.Gateway.Run("sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=600", "net.netfilter.nf_conntrack_udp_timeout_stream=600")
+	w.must(err)
+}
+
 // judgeFor makes a pipeline that only judges: it never touches the kernel.
 func judgeFor(t testing.TB, l *lab.Lab) *pipeline {
 	t.Helper()
@@ -63,6 +74,7 @@ func TestEstablished(t *testing.T) {
 	both(t, func(t *testing.T, kind lab.Kind) {
 		w := withDaemon(t, kind, "")
 		w.pods()
+		w.remember()
 		st := firstState()
 		allow := and(value("e", 9040, "exact"), value("f", 9040, "exact"))
 		allow(&st)
@@ -152,6 +164,10 @@ func TestDaemonUpdates(t *testing.T) {
 	})
 }
 
+// killWithin is the time in which a reload that has just been asked for is under
+// way, in microseconds.
+const killWithin = 40_000
+
 // TestKill kills the daemon at random moments of updates and starts, and lets it
 // start again: what it left enforces all the time, and the next one takes over.
 func TestKill(t *testing.T) {
@@ -172,8 +188,10 @@ func TestKill(t *testing.T) {
 		stop, err := w.StartTraffic(t.Context(), 20_000, sent)
 		w.must(err)
 		var j journal
-		for i := range longer(t, 30) {
+		between := 0
+		for i := range longer(t, 35) {
 			u := entry{begin: time.Now(), what: "kill"}
+			before := p.text(st)
 			for range 4 {
 				st, _ = next(rng, p, st, list)
 			}
@@ -183,13 +201,19 @@ func TestKill(t *testing.T) {
 				w.Run("reload", "--timeout", "2s")
 				close(reload)
 			}()
-			time.Sleep(time.Duration(rng.IntN(40_000)) * time.Microsecond)
-			if i%5 == 4 {
+			switch {
+			case i%7 == 6:
+				time.Sleep(time.Duration(rng.IntN(killWithin)) * time.Microsecond)
 				w.must(w.Stop())
-			} else {
+			case i%7%2 == 0:
+				time.Sleep(time.Duration(rng.IntN(killWithin)) * time.Microsecond)
+				w.must(w.Kill())
+			default:
+				w.firstTransaction()
 				w.must(w.Kill())
 			}
 			<-reload
+			between += truth(differs(w.inKernel(), before) && differs(w.inKernel(), p.text(st)))
 			w.halfStart(rng)
 			w.must(w.Start())
 			if i%6 == 0 {
@@ -205,7 +229,10 @@ func TestKill(t *testing.T) {
 		w.must(err)
 		complain(t, r, sent, j.during)
 		w.converged()
-		t.Logf("%d kills and as many half starts; %d adoptions", len(j), strings.Count(w.Log(), "adopted the table"))
+		if between == 0 {
+			t.Error("no kill left a table half changed: the test proves less than it says")
+		}
+		t.Logf("%d ends and as many half starts; %d tables taken over, %d of them half changed", len(j), strings.Count(w.Log(), "adopted the table"), between)
 		for _, name := range []string{"a", "b"} {
 			if n := w.retransmitted(w.Owner(parse(end(name, false)))); n != "0" {
 				t.Errorf("TCP between pods that stay allowed: %s segments of %s were sent again", n, name)
@@ -213,6 +240,36 @@ func TestKill(t *testing.T) {
 		}
 	})
 }
+
+// firstTransaction returns when anything in nftables changes, or after a second:
+// then a change is half done, if it takes several transactions.
+func (w *world) firstTransaction() {
+	w.t.Helper()
+	w.must(w.Gateway.Do(func() error {
+		c, err := nft.Open("edgepolicyd")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		first, err := c.Generation()
+		for start := time.Now(); err == nil && time.Since(start) < time.Second; {
+			var now uint32
+			if now, err = c.Generation(); now != first {
+				break
+			}
+		}
+		return err
+	}))
+}
+
+// text is the table that a state gives.
+func (p *pipeline) text(st state) string {
+	p.t.Helper()
+	list := policy.NewResolver(&p.opts).Update(p.snapshot(st.docs()))
+	return ruleset.NewCompiler("edgepolicyd", &p.opts).Compile(list, ruleset.Mark{Mask: p.opts.MarkMask, Epoch: 1 << 24}).Text(nil)
+}
+
+func differs(a, b string) bool { return ruleset.CompareText(a, b) != "no difference\n" }
 
 // halfStart starts a daemon and kills it before, while or after it takes over.
 func (w *world) halfStart(rng *rand.Rand) {
@@ -231,7 +288,8 @@ func TestEpochWrap(t *testing.T) {
 	both(t, func(t *testing.T, kind lab.Kind) {
 		w := withDaemon(t, kind, "connectionMark: {mask: 0x00f00000}\n")
 		w.pods()
-		_, err := w.Gateway.RunInput(`table inet other { chain c { type filter hook prerouting priority -150; ct state new ct mark set 0x0f000005; } }`, "nft", "-f", "-")
+		w.remember()
+		_, err := w.Gateway.RunInput("table inet other {\nchain c {\ntype filter hook prerouting priority -150;\nct state new ct mark set 0x0f000005\n}\n}\n", "nft", "-f", "-")
 		w.must(err)
 		st := firstState()
 		allow := and(value("e", 9040, "exact"), value("f", 9040, "exact"))
@@ -279,7 +337,7 @@ func (w *world) marks() {
 		w.must(err)
 		for line := range strings.Lines(out) {
 			_, rest, found := strings.Cut(line, " mark=")
-			if !found || strings.Contains(line, "icmp") {
+			if !found || !strings.HasPrefix(line, "udp") && !strings.HasPrefix(line, "tcp") {
 				continue
 			}
 			var mark uint32

@@ -265,7 +265,7 @@ func (st *state) otherRules() []string {
 	if st.blocks > 0 {
 		var peers []string
 		for i := range st.blocks {
-			peers = append(peers, fmt.Sprintf("{ipBlock: {cidr: 172.16.%d.0/25}}, {ipBlock: {cidr: \"fd99:%x::/33\"}}", i, i))
+			peers = append(peers, fmt.Sprintf("{ipBlock: {cidr: 172.16.%d.0/25}}, {ipBlock: {cidr: \"fd99:%x::/33\"}}", i, i+1))
 		}
 		rules = append(rules, fmt.Sprintf("{from: [%s], ports: [{protocol: UDP, port: 8000}, {protocol: TCP, port: 8000}]}", strings.Join(peers, ", ")))
 	}

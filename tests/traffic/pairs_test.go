@@ -142,7 +142,7 @@ func silent(t testing.TB, when string, pairs []*pair) {
 						t.Errorf("%s: %s: send: %v", when, p.text, err)
 					}
 				}
-				ends[1].SetReadDeadline(time.Now().Add(250 * time.Millisecond))
+				ends[1].SetReadDeadline(time.Now().Add(150 * time.Millisecond))
 				if n, err := ends[1].Read(make([]byte, 64)); !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("%s: %s: %d bytes came to %s, error %v", when, p.text, n, ends[1].LocalAddr(), err)
 				}
