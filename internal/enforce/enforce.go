@@ -63,6 +63,7 @@ type Enforcer struct {
 	unenforceable []status.Unenforceable
 	bridges       []string // problems with bridges (S26)
 	links         map[netip.Addr]gateway.PodLink
+	offloaded     map[string]string // interfaces in other programs' flow tables
 	since         map[inventory.Key]version
 	generation    uint64
 	lastApply     time.Time
@@ -160,9 +161,12 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 
 	retry, wait := time.NewTimer(retryMost), time.Duration(0)
 	retry.Stop()
+	var failed error   // what retry is set for
 	settle := func() { // after each update: tell who waits for the first, or try again
 		switch {
+		case e.applyErr != nil && e.applyErr == failed: // a question that changed nothing must not put it off
 		case e.applyErr != nil:
+			failed = e.applyErr
 			wait = min(max(retryFirst, 2*wait), retryMost)
 			retry.Reset(wait)
 		case ready != nil:
