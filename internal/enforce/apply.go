@@ -215,9 +215,10 @@ func (e *Enforcer) check() bool {
 	got, err := e.kernel.Read()
 	if err == nil && got != nil && want != nil {
 		change := ruleset.Diff(got, want)
-		if change.Empty() {
-			e.gen = gen
-			return false
+		if change.Empty() { // other tables changed: look for flow tables there
+			e.gen, e.links = gen, nil
+			e.update()
+			return true
 		}
 	}
 	e.log.Warn("the table was changed by another program; putting it right", "table", e.cfg.Table, "error", err)

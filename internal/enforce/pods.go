@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"edgepolicy.io/edgepolicyd/internal/gateway"
+	"edgepolicy.io/edgepolicyd/internal/nft"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
@@ -41,6 +42,11 @@ func (e *Enforcer) lookAtPods() {
 	}
 	if fresh || len(missing) > 0 {
 		e.filterBridges()
+		offloaded, err := nft.Offloaded()
+		if err != nil {
+			e.log.Error("other programs' flow tables can't be read", "error", err)
+		}
+		e.offloaded = offloaded
 	}
 	e.unenforceable = nil
 	for _, p := range e.snapshot.Pods {
@@ -48,7 +54,7 @@ func (e *Enforcer) lookAtPods() {
 			continue
 		}
 		for _, a := range p.Addresses {
-			if why := e.links[a].Unenforceable(); why != "" {
+			if why := e.unenforceableBy(e.links[a]); why != "" {
 				e.unenforceable = append(e.unenforceable, status.Unenforceable{
 					Pod: p.Key.String(), Reason: fmt.Sprintf("%s: %s", a, why),
 				})
@@ -56,6 +62,14 @@ func (e *Enforcer) lookAtPods() {
 			}
 		}
 	}
+}
+
+// unenforceableBy says why a pod's traffic there does not pass the table.
+func (e *Enforcer) unenforceableBy(l gateway.PodLink) string {
+	if by := e.offloaded[l.Interface]; by != "" {
+		return fmt.Sprintf("its interface %s is in %s, which takes established flows past the filter: take it out of there", l.Interface, by)
+	}
+	return l.Unenforceable()
 }
 
 // filterBridges switches netfilter on for the bridges that carry pods. It looks
