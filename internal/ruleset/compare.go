@@ -3,7 +3,6 @@ package ruleset
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 )
 
@@ -79,11 +78,15 @@ func blocks(text string) map[string][]string {
 	return out
 }
 
-// without gives the lines of a that are not in b.
+// without gives the lines of a that are not in b. Sets may have many.
 func without(a, b []string) []string {
+	in := make(map[string]bool, len(b))
+	for _, l := range b {
+		in[l] = true
+	}
 	var out []string
 	for _, l := range a {
-		if !slices.Contains(b, l) {
+		if !in[l] {
 			out = append(out, l)
 		}
 	}
