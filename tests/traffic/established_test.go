@@ -14,21 +14,6 @@ import (
 	"edgepolicy.io/edgepolicyd/internal/ruleset"
 )
 
-// flowsBut is all flows of the model but those to some ports.
-func flowsBut(ports ...uint16) []flow {
-	var list []flow
-	for _, f := range flows() {
-		keep := true
-		for _, p := range ports {
-			keep = keep && f.port != p
-		}
-		if keep {
-			list = append(list, f)
-		}
-	}
-	return list
-}
-
 // keep opens connections that every state of the model allows.
 func (w *world) keep(each int) []*pair {
 	w.t.Helper()
@@ -52,17 +37,6 @@ func (w *world) remember() {
 	w.t.Helper()
 	_, err := w.Gateway.Run("sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=600", "net.netfilter.nf_conntrack_udp_timeout_stream=600")
 	w.must(err)
-}
-
-// judgeFor makes a pipeline that only judges: it never touches the kernel.
-func judgeFor(t testing.TB, l *lab.Lab) *pipeline {
-	t.Helper()
-	p := newPipeline(t, l)
-	if err := p.conn.Delete(); err != nil {
-		t.Fatal(err)
-	}
-	p.conn.Close()
-	return p
 }
 
 func (st *state) yaml() string { return strings.Join(st.docs(), "---\n") }
@@ -131,7 +105,7 @@ func TestDaemonUpdates(t *testing.T) {
 	both(t, func(t *testing.T, kind lab.Kind) {
 		w := withDaemon(t, kind, "")
 		w.pods()
-		p := judgeFor(t, w.Lab)
+		p := newJudge(t, w.Lab)
 		rng := rand.New(rand.NewPCG(uint64(kind), 8))
 		st, list := firstState(), flows()
 		w.must(w.Write("cluster.yaml", st.yaml()))
@@ -174,7 +148,7 @@ func TestKill(t *testing.T) {
 	both(t, func(t *testing.T, kind lab.Kind) {
 		w := withDaemon(t, kind, "")
 		w.pods()
-		p := judgeFor(t, w.Lab)
+		p := newJudge(t, w.Lab)
 		rng := rand.New(rand.NewPCG(uint64(kind), 9))
 		st, list := firstState(), flows()
 		w.must(w.Write("cluster.yaml", st.yaml()))

@@ -169,21 +169,31 @@ type pipeline struct {
 	decoded  map[string]manifest.Document // by text: what did not change keeps its pointer
 }
 
-func newPipeline(t testing.TB, l *lab.Lab) *pipeline {
+// newJudge makes a pipeline without a kernel: it resolves and judges.
+func newJudge(t testing.TB, l *lab.Lab) *pipeline {
 	t.Helper()
 	p := &pipeline{t: t, opts: inventory.DefaultOptions(), decoded: map[string]manifest.Document{}}
 	p.resolver, p.compiler = policy.NewResolver(&p.opts), ruleset.NewCompiler("edgepolicyd", &p.opts)
 	err := l.Gateway.Do(func() error {
+		facts, err := gateway.Read(context.Background())
+		p.own = facts.Addresses
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func newPipeline(t testing.TB, l *lab.Lab) *pipeline {
+	t.Helper()
+	p := newJudge(t, l)
+	err := l.Gateway.Do(func() (err error) {
 		if l.Kind == lab.Bridge {
 			if _, err := gateway.EnableBridgeFilter(lab.BridgeName); err != nil {
 				return err
 			}
 		}
-		facts, err := gateway.Read(context.Background())
-		if err != nil {
-			return err
-		}
-		p.own = facts.Addresses
 		if p.conn, err = nft.Open("edgepolicyd"); err != nil {
 			return err
 		}
