@@ -60,6 +60,19 @@ func TestHoleForgedErrorRevivesNothing(t *testing.T) {
 			}
 			w.enforce(allowClient)
 			w.fate("allowed again", []bool{true, true}, flow, reply)
+
+			// The third party may itself send anything to the pod.
+			third := `{ipBlock: {cidr: 192.168.254.2/32}}, {ipBlock: {cidr: "fd00:254::2/128"}}`
+			w.enforce(policy("web", isolateWeb+", ingress: [{from: [{podSelector: {matchLabels: {app: client}}}, "+third+"]}]"))
+			w.fate("allowed", []bool{true, true}, flow, reply)
+			w.enforce(policy("web", isolateWeb+", ingress: [{from: ["+third+"]}]"))
+			for range 3 {
+				w.fate("revoked", []bool{false, false}, flow, reply)
+				for _, about := range []lab.Probe{flow, reply} {
+					byRouter.ICMP = icmpError(false, about)
+					w.fate("allowed by itself", yes, byRouter)
+				}
+			}
 		}
 	})
 }
