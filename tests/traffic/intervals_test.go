@@ -223,3 +223,46 @@ func (w *world) inSet(p *pipeline, s *inventory.Snapshot, set *ruleset.Set, addr
 		w.t.Errorf("%s in set %s: nft says %v, want %v", a, set.Name, err, want)
 	}
 }
+
+// TestWholeRange goes through the blocks at the ends of the address ranges, from
+// each to each, in one family and in both.
+func TestWholeRange(t *testing.T) {
+	w := &world{Lab: lab.ForTest(t, lab.Topology{}), t: t}
+	w.pods()
+	p := newPipeline(t, w.Lab)
+	rng := rand.New(rand.NewPCG(12, 12))
+	const first4, last4, first6, last6 = "0.0.0.0/32", "255.255.255.255/32", "::/128", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"
+	block := func(cidr string, except ...string) string { return blockText(netip.MustParsePrefix(cidr), except) }
+	other := block("203.0.113.0/24") + ", " + block("2001:db8:200::/64") // so that each set stays
+	lists := []string{
+		block("0.0.0.0/0") + ", " + block("::/0"),
+		block("0.0.0.0/0", first4) + ", " + block("::/0", last6),
+		block("0.0.0.0/0", last4) + ", " + block("::/0", first6),
+		block("0.0.0.0/0", first4, last4) + ", " + block("::/0", first6, last6),
+		block(first4) + ", " + block(last4) + ", " + block(first6) + ", " + block(last6),
+		block("128.0.0.0/1") + ", " + block("::/1"),
+		block("0.0.0.0/1") + ", " + block("8000::/1"),
+		block("0.0.0.0/0"),
+		block("::/0"),
+		block("0.0.0.0/0", "0.0.0.0/1") + ", " + block("::/0", "8000::/1"),
+	}
+	for _, i := range rng.Perm(len(lists)) {
+		for _, j := range rng.Perm(len(lists)) {
+			for _, list := range []string{lists[i], lists[j]} {
+				n := podNumbers["d"]
+				s := p.snapshot([]string{
+					podDoc("d", "pod: d", address4(n), address6(n)),
+					policyDoc("d", "pod: d", inventory.Ingress, []string{"{from: [" + list + ", " + other + "], ports: [{port: 8010, protocol: UDP}]}"}),
+				})
+				c := p.apply(s)
+				p.holds(s)
+				if !c.Empty() {
+					w.contains(rng, p, s)
+				}
+				if t.Failed() {
+					t.Fatalf("after %s\n%s", list, operations(c))
+				}
+			}
+		}
+	}
+}
