@@ -68,7 +68,7 @@ func (a *app) printReload(r status.ReloadResult) error {
 	}
 	fmt.Fprintf(a.stdout, "generation %d", r.Generation)
 	if len(r.Changes) == 0 {
-		fmt.Fprint(a.stdout, ": nothing changed")
+		fmt.Fprint(a.stdout, ": nothing changed since the last reload")
 	}
 	fmt.Fprintln(a.stdout)
 	for _, c := range r.Changes {

@@ -58,6 +58,7 @@ type Enforcer struct {
 	bumps  int            // epochs used since stale stamps were swept
 
 	snapshot      *inventory.Snapshot
+	reloaded      *inventory.Snapshot // as of the last reload, or the start
 	isolations    []policy.Isolation
 	problems      []source.Problem
 	unenforceable []status.Unenforceable
@@ -158,6 +159,7 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	defer e.closeKernel()
 	e.readGateway()
 	e.update()
+	e.reloaded = e.snapshot
 
 	retry, wait := time.NewTimer(retryMost), time.Duration(0)
 	retry.Stop()
@@ -243,7 +245,9 @@ func (e *Enforcer) Alive() bool {
 }
 
 // Reload reads the sources now and returns when the kernel has the result on
-// every processor. It ends a flush.
+// every processor. It ends a flush. The changes are those since the last reload or
+// the start: the directory is watched, and what somebody has just written there is
+// often in force before he asks.
 func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
 	var fresh []source.Report
 	for _, s := range e.cfg.Sources {
@@ -254,7 +258,7 @@ func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
 		fresh = append(fresh, r)
 	}
 	changes, err := e.ask(ctx, func() ([]string, error) {
-		before := e.snapshot
+		before := e.reloaded
 		e.flushed = nil
 		for _, r := range fresh {
 			e.take(r)
@@ -262,6 +266,7 @@ func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
 		e.readGateway()
 		e.update()
 		everywhere()
+		e.reloaded = e.snapshot
 		return changesBetween(before, e.snapshot), e.applyErr
 	})
 	if err != nil {

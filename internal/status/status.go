@@ -88,7 +88,7 @@ type Unenforceable struct {
 type ReloadResult struct {
 	Generation uint64   `json:"generation"`
 	Changed    bool     `json:"changed"`
-	Changes    []string `json:"changes"` // "policy default/web changed"
+	Changes    []string `json:"changes"` // since the last reload, or the start: "policy default/web changed"
 	Health     string   `json:"health"`  // after it
 	Reasons    []string `json:"reasons"`
 }
