@@ -157,6 +157,25 @@ func TestS28Errors(t *testing.T) {
 	})
 }
 
+// S28: so do a pod's errors about its allowed connection to the gateway.
+func TestS28ErrorsToTheGateway(t *testing.T) {
+	crowded(t, "", func(t *testing.T, w *world) {
+		w.enforce(policy("web", isolateWeb+", policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]"))
+		for _, a := range [][2]string{{"10.42.0.12", "192.168.254.1"}, {"fd42::12", "fd00:254::1"}} {
+			flow := flowOf(a[0], a[1])
+			denied := flow
+			denied.DstPort = 54
+			w.fate("the flows", []bool{true, false}, flow, denied)
+			var errs []lab.Probe
+			for _, f := range []lab.Probe{flow, denied} {
+				answer := lab.Probe{Src: f.Dst, Dst: f.Src, Proto: f.Proto, SrcPort: f.DstPort, DstPort: f.SrcPort}
+				errs = append(errs, lab.Probe{Src: f.Src, Dst: f.Dst, Proto: inventory.ICMP, ICMP: icmpError(true, answer)})
+			}
+			w.fate("errors about the answers to them", []bool{true, false}, errs...)
+		}
+	})
+}
+
 // denyWebExcept isolates web both ways but for one port to it.
 func denyWebExcept(port, protocol string) string {
 	return policy("web", isolateWebBothWays+", ingress: [{ports: [{port: "+port+", protocol: "+protocol+"}]}]")

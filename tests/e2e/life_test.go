@@ -206,10 +206,12 @@ func TestRulesetFlushedWhileRunning(t *testing.T) {
 // While no daemon lives anybody may flush; the next one makes everything again,
 // and believes no mark that an earlier table left.
 func TestRulesetFlushedWhileDead(t *testing.T) {
-	crowded(t, "", func(t *testing.T, w *world) {
+	both(t, "", func(t *testing.T, w *world) {
+		w.pods(web, client, other)
 		w.serve("web", "udp", 53)
-		w.enforce(allowClient)
-		conn := w.connects("client", "udp", "10.42.0.12:53")
+		w.must(w.Write("policies.yaml", allowClient))
+		w.must(w.Start())
+		conn := w.connects("client", "udp", "10.42.0.12:53") // stamped with the first epoch there is
 		w.must(w.Kill())
 		w.gw("nft", "flush", "ruleset")
 		if got := w.tables(); got != "" {
@@ -218,7 +220,7 @@ func TestRulesetFlushedWhileDead(t *testing.T) {
 		w.see("nothing is enforced", "other web 80 yes")
 		w.must(w.Write("policies.yaml", allowOther))
 		w.must(w.Start())
-		w.cut("stamped under the first epoch of the earlier table", conn)
+		w.cut("stamped by the earlier table", conn)
 		w.see("made again", "client web 80 no\n other web 80 yes\n web other 80 no")
 		w.healthy()
 	})
