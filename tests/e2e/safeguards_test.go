@@ -130,6 +130,7 @@ func (w *world) unenforceable(want map[string]string) {
 
 // S34: a pod whose traffic does not pass our hooks is named and never counted as
 // isolated: here macvlan pods, which reach each other on their parent's network.
+// (ipvlan and flow tables are not in every kernel that runs these tests.)
 func TestS34Macvlan(t *testing.T) {
 	w := newWorld(t, topologies[0], "")
 	w.pods(web, client)
