@@ -35,6 +35,9 @@ var payloadFields = map[ruleset.Field]location{
 	ruleset.ICMPv6Type:     {0, expr.PayloadBaseTransportHeader, 0, 1},
 }
 
+// familyNumbers are the families that rules match by name.
+var familyNumbers = map[string]byte{"ipv4": unix.NFPROTO_IPV4, "ipv6": unix.NFPROTO_IPV6}
+
 // register gives the number of the register that begins at a 4-byte slot, as
 // the kernel prints it: a 16-byte register's own number where one begins.
 func register(slot uint32) uint32 {
@@ -147,7 +150,7 @@ func (l *lowering) expr(e ruleset.Expr) error {
 
 var verdictKinds = map[ruleset.VerdictKind]expr.VerdictKind{
 	ruleset.Accept: expr.VerdictAccept, ruleset.Drop: expr.VerdictDrop,
-	ruleset.Return: expr.VerdictReturn, ruleset.Goto: expr.VerdictGoto,
+	ruleset.Return: expr.VerdictReturn, ruleset.Jump: expr.VerdictJump, ruleset.Goto: expr.VerdictGoto,
 }
 
 func (l *lowering) lookup(e ruleset.Lookup) {
@@ -171,6 +174,8 @@ func (l *lowering) match(m ruleset.Match) error {
 		name := make([]byte, unix.IFNAMSIZ)
 		copy(name, m.Value)
 		l.add(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal(name))
+	case ruleset.Family:
+		l.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{familyNumbers[m.Value]}))
 	case ruleset.L4Proto:
 		l.add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{byte(ruleset.ProtocolNumber(m.Value))}))
 	case ruleset.HopLimit:

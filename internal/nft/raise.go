@@ -152,8 +152,17 @@ func raiseMeta(m *expr.Meta, rest []expr.Any) (ruleset.Expr, int) {
 	cmp, ok := rest[0].(*expr.Cmp)
 	switch {
 	case !ok || cmp.Op != expr.CmpOpEq:
-	case m.Key == expr.MetaKeyNFPROTO: // a guard; the field behind it says as much
-		return nil, 2
+	case m.Key == expr.MetaKeyNFPROTO:
+		if len(rest) > 1 {
+			if _, guard := rest[1].(*expr.Payload); guard {
+				return nil, 2 // the field behind it says as much
+			}
+		}
+		for name, number := range familyNumbers {
+			if cmp.Data[0] == number {
+				return ruleset.Match{Field: ruleset.Family, Value: name}, 2
+			}
+		}
 	case m.Key == expr.MetaKeyIIFNAME:
 		return ruleset.Match{Field: ruleset.InInterface, Value: strings.TrimRight(string(cmp.Data), "\x00")}, 2
 	}

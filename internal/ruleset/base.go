@@ -1,6 +1,8 @@
 package ruleset
 
 import (
+	"maps"
+
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 )
 
@@ -19,13 +21,13 @@ var (
 const (
 	chainForward = "forward"
 	chainInput   = "input"
-	chainStamp   = "stamp"
 	setND        = "nd"
 	setRA        = "ra"
 )
 
 // family is what differs between IPv4 and IPv6.
 type family struct {
+	name        string // of nfproto
 	suffix      string // of sets: "v4"
 	digit       string // of chains: "4"
 	source      Field
@@ -35,8 +37,8 @@ type family struct {
 }
 
 var families = [2]family{
-	{"v4", "4", IPSource, IPDestination, TypeIPv4, "icmp"},
-	{"v6", "6", IP6Source, IP6Destination, TypeIPv6, "ipv6-icmp"},
+	{"ipv4", "v4", "4", IPSource, IPDestination, TypeIPv4, "icmp"},
+	{"ipv6", "v6", "6", IP6Source, IP6Destination, TypeIPv6, "ipv6-icmp"},
 }
 
 func key(f ...Field) (k Fields) {
@@ -72,28 +74,31 @@ func routerTypes() Rule {
 }
 
 // forwardChain is the first thing a packet meets. Flows that were judged under
-// the rules in force carry the epoch and pass at once.
+// the rules in force carry the epoch and pass at once; what is no pod's passes; and
+// what returns from its judge is allowed and gets the epoch.
+//
+// The epoch is in this chain alone. A base chain's rules are those of the moment
+// at which the packet came, while a chain that it enters later can be newer than
+// that, if the packet was held up for two changes: it must not stamp.
 func forwardChain(m Mark) *Chain {
 	c := &Chain{Name: chainForward, Hook: forwardHook}
 	c.Rules = append(c.Rules, rule(MarkIs{m.Mask, m.Epoch, false}, accept()).commented("judged under these rules"))
 	for _, f := range families {
-		for _, field := range []Field{f.source, f.destination} {
-			c.Rules = append(c.Rules, rule(Lookup{Key: key(field), Set: "pods_" + f.suffix}, gotoChain("judge"+f.digit)))
-		}
+		pods := "pods_" + f.suffix
+		c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: pods, Not: true},
+			Lookup{Key: key(f.destination), Set: pods, Not: true}, accept()).commented("not a pod's"))
 	}
+	for _, f := range families {
+		c.Rules = append(c.Rules, rule(Match{Family, f.name}, Verdict{Kind: Jump, Chain: "judge" + f.digit}))
+	}
+	c.Rules = append(c.Rules,
+		rule(Related, accept()).commented("an ICMP error must not stamp the flow it is about"),
+		rule(SetMark{m.Mask, m.Epoch}, accept()).commented("allowed"))
 	return c
 }
 
-// stampChain puts the epoch on a flow that both ends allow. An ICMP error
-// carries the entry of the flow that it is about and must never stamp it.
-func stampChain(m Mark) *Chain {
-	return &Chain{Name: chainStamp, Rules: []Rule{
-		rule(Related, accept()).commented("an ICMP error must not stamp the flow it is about"),
-		rule(SetMark{m.Mask, m.Epoch}, accept()).commented("allowed"),
-	}}
-}
-
-// judgeChains send a packet of one family through the chains of both ends.
+// judgeChains send a packet of one family through the chains of both ends. What
+// they let return is allowed.
 func judgeChains(f family, m Mark) []*Chain {
 	judge := &Chain{Name: "judge" + f.digit}
 	if f.digit == "6" {
@@ -103,12 +108,10 @@ func judgeChains(f family, m Mark) []*Chain {
 		rule(Related, Match{L4Proto, f.icmp}, MarkIs{m.Mask, 0, true}, accept()).commented("ICMP errors of an allowed flow"),
 		rule(Reply, gotoChain("judge"+f.digit+"r")),
 		rule(VerdictMap{f.source, "eg_" + f.suffix}),
-		rule(VerdictMap{f.destination, "in_" + f.suffix}),
-		rule(gotoChain(chainStamp)))
+		rule(VerdictMap{f.destination, "in_" + f.suffix}))
 	reply := &Chain{Name: "judge" + f.digit + "r", Rules: []Rule{
 		rule(VerdictMap{f.destination, "egr_" + f.suffix}),
 		rule(VerdictMap{f.source, "inr_" + f.suffix}),
-		rule(gotoChain(chainStamp)),
 	}}
 	return []*Chain{judge, reply}
 }
@@ -153,19 +156,21 @@ func constantSets() []*Set {
 	}
 }
 
-// withMark gives the table with another epoch: only the two chains that hold it
-// are new.
+// withMark gives the table with another epoch: only the chain that holds it is
+// new. Its sets may have other names than those that forwardChain gives them.
 func (t *Table) withMark(m Mark) *Table {
 	n := *t
 	n.Mark = m
-	n.Chains = make(map[string]*Chain, len(t.Chains))
-	for k, c := range t.Chains {
-		n.Chains[k] = c
+	n.Chains = maps.Clone(t.Chains)
+	old, forward := t.Chains[chainForward].Rules, forwardChain(m)
+	for i := range forward.Rules {
+		switch forward.Rules[i].Exprs[0].(type) {
+		case MarkIs, SetMark:
+		default:
+			forward.Rules[i] = old[i]
+		}
 	}
-	forward := forwardChain(m)
-	forward.Rules = append(forward.Rules[:1:1], t.Chains[chainForward].Rules[1:]...)
 	n.Chains[chainForward] = forward
-	n.Chains[chainStamp] = stampChain(m)
 	return &n
 }
 

@@ -143,7 +143,7 @@ func (c *Compiler) addBase(t *Table) {
 		t.Sets[s.Name] = s
 		gatewayPorts = s.Name
 	}
-	chains := []*Chain{forwardChain(t.Mark), inputChain(c.opts, gatewayPorts), stampChain(t.Mark)}
+	chains := []*Chain{forwardChain(t.Mark), inputChain(c.opts, gatewayPorts)}
 	for _, f := range families {
 		chains = append(chains, judgeChains(f, t.Mark)...)
 	}

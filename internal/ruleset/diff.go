@@ -93,22 +93,14 @@ func Diff(actual, desired *Table) Change {
 func (d *differ) bump() {
 	mark, _ := d.target.Mark.Next()
 	d.target = d.target.withMark(mark)
-	holds := func(op Op) bool {
-		return op.Chain != nil && (op.Chain.Name == chainForward || op.Chain.Name == chainStamp)
-	}
-	for i, t := range d.transactions {
-		d.transactions[i] = slices.DeleteFunc(t, func(op Op) bool { return op.Kind == EditChain && holds(op) })
-		for j, op := range t {
-			if op.Kind == AddChain && holds(op) {
-				t[j].Chain = d.target.Chains[op.Chain.Name]
-			}
+	forward := d.target.Chains[chainForward]
+	for i, op := range d.transactions[switchOver] {
+		if op.Chain != nil && op.Chain.Name == chainForward && op.Kind != DeleteChain {
+			d.transactions[switchOver][i].Chain = forward
+			return
 		}
 	}
-	for _, name := range []string{chainForward, chainStamp} {
-		if d.actual.Chains[name] != nil && (d.actual.Chains[name].Hook == nil) == (d.target.Chains[name].Hook == nil) {
-			d.add(switchOver, Op{Kind: EditChain, Chain: d.target.Chains[name]})
-		}
-	}
+	d.add(switchOver, Op{Kind: EditChain, Chain: forward})
 }
 
 // compareOps puts a transaction's operations in the order of their kinds, which

@@ -43,6 +43,7 @@ const (
 	DestPort       Field = "th dport"
 	ICMPv6Type     Field = "icmpv6 type"
 	InInterface    Field = "iifname"
+	Family         Field = "meta nfproto"
 )
 
 // Expr is one expression of a rule. The set of expressions is closed: every
@@ -112,6 +113,7 @@ const (
 	Accept VerdictKind = "accept"
 	Drop   VerdictKind = "drop"
 	Return VerdictKind = "return"
+	Jump   VerdictKind = "jump"
 	Goto   VerdictKind = "goto"
 )
 

@@ -77,7 +77,7 @@ func (tr *tracer) run(c *Chain) bool {
 			return false
 		case Goto:
 			return tr.run(tr.table.Chains[chain])
-		case "jump":
+		case Jump:
 			if tr.run(tr.table.Chains[chain]) {
 				return true
 			}
@@ -104,7 +104,7 @@ func (tr *tracer) rule(r Rule) (kind VerdictKind, chain string, matched bool) {
 				return "", "", false
 			}
 			if el := tr.set(e.Map).find(key); el != nil {
-				return "jump", el.Jump, true
+				return Jump, el.Jump, true
 			}
 			return "", "", false
 		case FlowIs:
@@ -133,6 +133,8 @@ func (tr *tracer) match(m Match) bool {
 		return p.InInterface == m.Value
 	case L4Proto:
 		return p.Protocol == ProtocolNumber(m.Value)
+	case Family:
+		return p.Source.Is4() == (m.Value == families[0].name)
 	case HopLimit:
 		return !p.Source.Is4() && strconv.Itoa(int(p.HopLimit)) == m.Value
 	}

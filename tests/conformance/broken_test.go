@@ -325,10 +325,10 @@ func TestAStaleEpochIsFound(t *testing.T) {
 	}
 	for i, transaction := range change.Transactions {
 		change.Transactions[i] = slices.DeleteFunc(slices.Clone(transaction), func(op ruleset.Op) bool {
-			return op.Kind == ruleset.EditChain && (op.Chain.Name == "forward" || op.Chain.Name == "stamp")
+			return op.Kind == ruleset.EditChain && op.Chain.Name == "forward"
 		})
 	}
-	for _, name := range []string{"forward", "stamp"} {
+	for _, name := range []string{"forward"} {
 		change.Target.Chains[name] = c.actual.Chains[name]
 	}
 	c.must(c.conn.Apply(change.Transactions))
