@@ -48,7 +48,9 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.Level(cfg.Log.Level)}))
-	loosenMemory()
+	starting, started := context.WithCancel(ctx)
+	defer started()
+	go startMemory(starting)
 	log.Info("starting", "version", version, "pid", os.Getpid(), "directory", string(cfg.Sources.Directory.Path), "table", string(cfg.Table))
 
 	socket, err := status.Listen(string(cfg.Socket))
@@ -87,7 +89,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	go reloadOnHangup(ctx, e, notify, log)
 	err = e.Run(ctx, func() {
 		log.Info("ready")
-		go tightenMemory()
+		started()
 		if err := notify.Ready("enforcing"); err != nil {
 			log.Error("systemd can't be told", "error", err)
 		}

@@ -130,7 +130,7 @@ func read(response *http.Response, result any) error {
 func (c *Client) explain(err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("%w: there is no socket %s; start it with `systemctl start edgepolicyd`, or name its socket if it has another", ErrNotRunning, c.socket)
+		return fmt.Errorf("%w: there is no socket %s; start it with `systemctl start edgepolicyd`, or name its configuration with --config", ErrNotRunning, c.socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w: it left its socket %s behind when it ended; see `journalctl -u edgepolicyd`, and start it with `systemctl start edgepolicyd`", ErrNotRunning, c.socket)
 	case errors.Is(err, os.ErrPermission):

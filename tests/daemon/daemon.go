@@ -5,6 +5,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -58,27 +59,32 @@ var build struct {
 	err  error
 }
 
-// Build builds edgepolicyd once and gives the path of the binary, which is the
-// same for all processes that run at once. EDGEPOLICYD names one that is built
-// already.
+// Build builds edgepolicyd once in a process and gives the path of the binary,
+// which is the same for all processes of one checkout. EDGEPOLICYD names one that
+// is built already.
 func Build() (string, error) {
 	build.once.Do(func() {
-		if build.path = os.Getenv("EDGEPOLICYD"); build.path != "" {
-			return
-		}
-		dir, err := os.MkdirTemp("", "edgepolicyd-build-")
-		if err != nil {
-			build.err = err
-			return
-		}
-		build.path = filepath.Join(dir, "edgepolicyd")
-		cmd := exec.Command("go", "build", "-trimpath", "-o", build.path, "edgepolicy.io/edgepolicyd/cmd/edgepolicyd")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			build.err = fmt.Errorf("build edgepolicyd: %w\n%s", err, out)
+		if build.path = os.Getenv("EDGEPOLICYD"); build.path == "" {
+			build.path, build.err = buildBinary()
 		}
 	})
 	return build.path, build.err
+}
+
+func buildBinary() (string, error) {
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
+	sum := sha256.Sum256(root)
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("edgepolicyd-tests-%x", sum[:4]))
+	fresh := fmt.Sprintf("%s.%d", path, os.Getpid())
+	cmd := exec.Command("go", "build", "-trimpath", "-o", fresh, "edgepolicy.io/edgepolicyd/cmd/edgepolicyd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build edgepolicyd: %w\n%s", err, out)
+	}
+	return path, os.Rename(fresh, path)
 }
 
 // New makes the folders of a daemon below folder. config is added to its

@@ -4,23 +4,12 @@ package e2e
 import (
 	"context"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/lab"
 	"edgepolicy.io/edgepolicyd/tests/daemon"
 )
-
-// TestMain leaves no binary behind.
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if path, err := daemon.Build(); err == nil && os.Getenv("EDGEPOLICYD") == "" {
-		os.RemoveAll(filepath.Dir(path))
-	}
-	os.Exit(code)
-}
 
 // world is a lab with a daemon in it.
 type world struct {

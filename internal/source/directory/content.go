@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -161,7 +162,8 @@ func documents(o inventory.Objects) []*manifest.Document {
 }
 
 // reason gives the first error of an invalid document, by their places: a file
-// may have several documents of one name, and some that have none.
+// may have several documents of one name, and some that have none. A field that
+// is not known goes before what it made missing.
 func reason(f manifest.File, i int) string {
 	place := func(line1, column1, line2, column2 int) int {
 		return cmp.Or(cmp.Compare(line1, line2), cmp.Compare(column1, column2))
@@ -175,9 +177,13 @@ func reason(f manifest.File, i int) string {
 		if i+1 < len(f.Documents) && place(d.Line, d.Column, f.Documents[i+1].Origin.Line, f.Documents[i+1].Origin.Column) >= 0 {
 			continue
 		}
-		if text == "" {
+		switch {
+		case text == "":
 			text = brief(d)
-		} else {
+		case strings.HasPrefix(d.Message, "unknown field") && !strings.Contains(text, "unknown field"):
+			text = brief(d)
+			more++
+		default:
 			more++
 		}
 	}
