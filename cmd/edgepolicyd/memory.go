@@ -25,7 +25,7 @@ func startMemory(ctx context.Context) {
 	var m runtime.MemStats
 	for limit, runs := int64(startLimit), uint32(0); ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
 		runtime.ReadMemStats(&m)
-		if m.NumGC > runs+2 {
+		if m.NumGC > runs+4 {
 			limit += limit / 2
 			debug.SetMemoryLimit(limit)
 		}
