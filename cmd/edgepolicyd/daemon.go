@@ -178,7 +178,7 @@ func (a *app) flush(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	there, err := c.Present()
+	there, err := c.Delete()
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("%w: ask as root (sudo)", err)
 	}
@@ -187,9 +187,6 @@ func (a *app) flush(ctx context.Context) error {
 	}
 	if !there {
 		return a.printFlushed(fmt.Sprintf("no daemon is running and there is no table inet %s: nothing to do", cfg.Table), false)
-	}
-	if err := c.Delete(); err != nil {
-		return err
 	}
 	return a.printFlushed(fmt.Sprintf("no daemon is running; table inet %s was removed", cfg.Table), true)
 }

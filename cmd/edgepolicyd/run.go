@@ -59,6 +59,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	}
 	store := state.New(string(cfg.StateDir), log)
 	saved, err := store.Load()
+	stateLost := err != nil
 	if err != nil {
 		log.Error("the saved state can't be used; going on with what the directory gives", "error", err)
 	}
@@ -70,7 +71,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 		return known
 	}
 	e := enforce.New(enforce.Config{
-		Table: string(cfg.Table), Options: cfg.Options(), Store: store, Log: log, Version: version,
+		Table: string(cfg.Table), Options: cfg.Options(), Store: store, Log: log, Version: version, StateLost: stateLost,
 		Sources: []source.Source{directory.New(string(cfg.Sources.Directory.Path), last, log)},
 	})
 	notify := status.NewNotifier(os.Getenv)
@@ -90,7 +91,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	err = e.Run(ctx, func() {
 		log.Info("ready")
 		started()
-		if err := notify.Ready("enforcing"); err != nil {
+		if err := notify.Ready(statusLine(e)); err != nil {
 			log.Error("systemd can't be told", "error", err)
 		}
 	})
@@ -104,6 +105,12 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	}
 	log.Info("stopped; what was enforced stays in force")
 	return err
+}
+
+// statusLine is what systemctl status shows.
+func statusLine(e *enforce.Enforcer) string {
+	s := e.Status()
+	return fmt.Sprintf("%s: %d policies, %d of %d pods isolated", s.Health, len(s.Policies), s.IsolatedPods, s.Pods)
 }
 
 // reloadOnHangup does on SIGHUP what the command reload does.
@@ -128,7 +135,7 @@ func reloadOnHangup(ctx context.Context, e *enforce.Enforcer, notify status.Noti
 		} else {
 			log.Info("reloaded", "generation", r.Generation, "changes", r.Changes, "health", r.Health)
 		}
-		if err := notify.Ready("enforcing"); err != nil {
+		if err := notify.Ready(statusLine(e)); err != nil {
 			log.Error("systemd can't be told", "error", err)
 		}
 	}

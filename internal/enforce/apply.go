@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/conntrack"
@@ -16,6 +17,10 @@ import (
 
 // update brings the kernel in line with the reports and publishes the result.
 func (e *Enforcer) update() {
+	e.updates++
+	if e.gatewayErr != nil {
+		e.readGateway()
+	}
 	var list []source.Report
 	for _, s := range e.cfg.Sources {
 		list = append(list, e.reports[s.Name()])
@@ -49,10 +54,14 @@ func (e *Enforcer) apply() error {
 		errs = append(errs, err)
 		e.closeKernel() // the socket may be in any state: read everything anew
 	}
-	return errors.Join(errs[0], errs[len(errs)-1])
+	if last := errs[len(errs)-1]; last.Error() != errs[0].Error() {
+		return errors.Join(errs[0], last)
+	}
+	return errs[0]
 }
 
 func (e *Enforcer) applyOnce() error {
+	e.holds = false
 	if err := e.adopt(); err != nil {
 		return err
 	}
@@ -69,6 +78,13 @@ func (e *Enforcer) applyOnce() error {
 	if change.Empty() {
 		return nil
 	}
+	if e.holds = e.cfg.StateLost && e.generation == 0 && len(e.actual.Chains) > 0 && e.unsure(); e.holds {
+		return nil
+	}
+	before, err := e.kernel.Generation()
+	if err != nil {
+		return err
+	}
 	begin := time.Now()
 	if err := e.kernel.Apply(change.Transactions); err != nil {
 		return err
@@ -82,7 +98,7 @@ func (e *Enforcer) applyOnce() error {
 	e.actual = change.Target
 	e.generation++
 	e.lastApply = time.Now()
-	e.noteGeneration()
+	e.noteGeneration(before + uint32(len(change.Transactions)))
 	e.log.Info("applied", "generation", e.generation, "transactions", len(change.Transactions), "restricts", change.Restricts, "took", took)
 	if change.Restricts {
 		e.bumps++
@@ -100,15 +116,17 @@ func (e *Enforcer) adopt() error {
 	if err := e.openKernel(); err != nil {
 		return err
 	}
+	actual, err := e.kernel.Read()
+	switch {
+	case err != nil:
+		return err
+	case actual == nil:
+		actual = &ruleset.Table{Name: e.cfg.Table}
+	case !actual.Ours():
+		return fmt.Errorf("table inet %s: %w", e.cfg.Table, nft.ErrForeign)
+	}
 	if err := e.kernel.Claim(); err != nil {
 		return err
-	}
-	actual, err := e.kernel.Read()
-	if err != nil {
-		return err
-	}
-	if actual == nil {
-		return fmt.Errorf("table inet %s was taken away while it was being made", e.cfg.Table)
 	}
 	e.actual = actual
 	e.bumps = 0
@@ -120,7 +138,7 @@ func (e *Enforcer) adopt() error {
 }
 
 // epochs is how many epochs a mask has room for.
-func epochs(mask uint32) int { return 1<<bits.OnesCount32(mask) - 1 }
+func epochs(mask uint32) int64 { return 1<<bits.OnesCount32(mask) - 1 }
 
 // freshEpoch chooses an epoch that no connection carries: another program, or an
 // earlier table, may have left marks behind.
@@ -192,24 +210,38 @@ func (e *Enforcer) verify(target *ruleset.Table) error {
 	return nil
 }
 
-// noteGeneration remembers the kernel's ruleset generation after our change.
-func (e *Enforcer) noteGeneration() {
+// noteGeneration remembers the kernel's ruleset generation after our change: each
+// transaction is one step. If it is another than that, somebody else changed
+// something in between, and check has to look.
+func (e *Enforcer) noteGeneration(want uint32) {
 	gen, err := e.kernel.Generation()
-	if err != nil {
+	if err != nil || gen != want {
 		gen = 0
 	}
 	e.gen = gen
 }
 
+// unsure says that something is not in force as written and nobody knows what was
+// in force before: the saved state is lost. A table that was found in the kernel is
+// then the best that is known (S9, S31).
+func (e *Enforcer) unsure() bool {
+	for _, r := range e.reports {
+		if r.Err != nil || slices.ContainsFunc(r.Rejected, func(x source.Rejected) bool { return !x.Kept }) {
+			return true
+		}
+	}
+	return false
+}
+
 // check reads the table back if anything in nftables changed since our last
-// change, and mends what differs. It says whether it had to.
-func (e *Enforcer) check() bool {
+// change, and mends what differs.
+func (e *Enforcer) check() {
 	if e.kernel == nil || e.flushed != nil || e.applyErr != nil {
-		return false
+		return
 	}
 	gen, err := e.kernel.Generation()
 	if err == nil && gen == e.gen {
-		return false
+		return
 	}
 	want := e.actual
 	got, err := e.kernel.Read()
@@ -218,13 +250,12 @@ func (e *Enforcer) check() bool {
 		if change.Empty() { // other tables changed: look for flow tables there
 			e.gen, e.links = gen, nil
 			e.update()
-			return true
+			return
 		}
 	}
 	e.log.Warn("the table was changed by another program; putting it right", "table", e.cfg.Table, "error", err)
 	e.closeKernel()
 	e.update()
-	return true
 }
 
 // save hands what the sources know to the goroutine that writes it: a slow disk

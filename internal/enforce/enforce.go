@@ -35,6 +35,8 @@ type Config struct {
 	Store   *state.Store    // nil: nothing is kept
 	Log     *slog.Logger
 	Version string // of the daemon, for status
+	// StateLost: there is a saved state, and it can't be used.
+	StateLost bool
 }
 
 // Enforcer is the loop's state. Only Run's goroutine touches it, but for
@@ -55,7 +57,7 @@ type Enforcer struct {
 	kernel *nft.Conn      // nil: to be opened
 	actual *ruleset.Table // what the kernel holds; meaningless without kernel
 	gen    uint32         // the kernel's ruleset generation after our last change
-	bumps  int            // epochs used since stale stamps were swept
+	bumps  int64          // epochs used since stale stamps were swept
 
 	snapshot      *inventory.Snapshot
 	reloaded      *inventory.Snapshot // as of the last reload, or the start
@@ -66,10 +68,13 @@ type Enforcer struct {
 	links         map[netip.Addr]gateway.PodLink
 	offloaded     map[string]string // interfaces in other programs' flow tables
 	since         map[inventory.Key]version
+	updates       int // how often update ran
 	generation    uint64
 	lastApply     time.Time
 	applyErr      error
-	gatewayErr    error
+	holds         bool                   // a table that was found is left as it is, see unsure
+	gatewayErr    error                  // the gateway's addresses or next hops can't be read
+	linksErr      error                  // the pods' routes, or other programs' flow tables, can't be read
 	stateErr      atomic.Pointer[string] // of the last save, empty if it went well
 	toSave        chan state.State       // at most one, the newest
 	flushed       *flushed
@@ -163,22 +168,23 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 
 	retry, wait := time.NewTimer(retryMost), time.Duration(0)
 	retry.Stop()
-	var failed error   // what retry is set for
-	settle := func() { // after each update: tell who waits for the first, or try again
-		switch {
-		case e.applyErr != nil && e.applyErr == failed: // a question that changed nothing must not put it off
-		case e.applyErr != nil:
-			failed = e.applyErr
-			wait = min(max(retryFirst, 2*wait), retryMost)
-			retry.Reset(wait)
-		case ready != nil:
+	settled := e.updates - 1
+	settle := func() { // after an update: tell who waits for the first, or try again
+		if settled == e.updates {
+			return // a question that changed nothing must not put a retry off
+		}
+		settled = e.updates
+		if e.applyErr == nil && ready != nil {
 			ready()
 			ready = nil
-			fallthrough
-		default:
+		}
+		if e.applyErr == nil && e.gatewayErr == nil && e.linksErr == nil {
 			wait = 0
 			retry.Stop()
+			return
 		}
+		wait = min(max(retryFirst, 2*wait), retryMost)
+		retry.Reset(wait)
 	}
 	settle()
 	check := time.NewTicker(checkEvery)
@@ -190,24 +196,19 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 		case r := <-reports:
 			if e.take(r) {
 				e.update()
-				settle()
 			}
 		case <-facts:
 			e.readGateway()
 			e.update()
-			settle()
 		case q := <-e.requests:
 			changes, err := q.do()
 			q.done <- answer{changes, err}
-			settle()
 		case <-check.C:
-			if e.check() {
-				settle()
-			}
+			e.check()
 		case <-retry.C:
 			e.update()
-			settle()
 		}
+		settle()
 	}
 }
 
@@ -249,6 +250,13 @@ func (e *Enforcer) Alive() bool {
 // the start: the directory is watched, and what somebody has just written there is
 // often in force before he asks.
 func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
+	_, err := e.ask(ctx, func() ([]string, error) { // whatever becomes of the rest, enforcement goes on
+		e.flushed = nil
+		return nil, nil
+	})
+	if err != nil {
+		return status.ReloadResult{}, err
+	}
 	var fresh []source.Report
 	for _, s := range e.cfg.Sources {
 		r, err := s.Refresh(ctx)
@@ -259,7 +267,6 @@ func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
 	}
 	changes, err := e.ask(ctx, func() ([]string, error) {
 		before := e.reloaded
-		e.flushed = nil
 		for _, r := range fresh {
 			e.take(r)
 		}
@@ -293,10 +300,15 @@ func (e *Enforcer) Flush(ctx context.Context, uid uint32) error {
 		if err := e.openKernel(); err != nil {
 			return nil, err
 		}
-		err := e.kernel.Delete()
+		_, err := e.kernel.Delete()
 		e.closeKernel()
 		if err != nil {
+			e.applyErr = err // the retry takes the table over again
+			e.updates++
 			return nil, err
+		}
+		if e.flushed != nil {
+			return nil, nil
 		}
 		e.flushed = &flushed{uid: uid, at: time.Now()}
 		e.generation++

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,6 +15,9 @@ import (
 // lookAtPods finds each pod's interface by its route, has the bridges among them
 // filter (S26), and names the pods whose traffic does not pass the table (S34).
 func (e *Enforcer) lookAtPods() {
+	if e.linksErr != nil {
+		e.links, e.linksErr = nil, nil
+	}
 	fresh := e.links == nil // addresses, links or routes of the gateway changed
 	var missing []netip.Addr
 	for _, p := range e.snapshot.Pods {
@@ -33,9 +37,7 @@ func (e *Enforcer) lookAtPods() {
 		ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
 		links, err := gateway.Links(ctx, missing)
 		cancel()
-		if err != nil {
-			e.log.Error("the pods' routes can't be read", "error", err)
-		}
+		e.linksErr = err
 		for i, l := range links {
 			e.links[missing[i]] = l
 		}
@@ -43,10 +45,11 @@ func (e *Enforcer) lookAtPods() {
 	if fresh || len(missing) > 0 {
 		e.filterBridges()
 		offloaded, err := nft.Offloaded()
-		if err != nil {
-			e.log.Error("other programs' flow tables can't be read", "error", err)
-		}
+		e.linksErr = errors.Join(e.linksErr, err)
 		e.offloaded = offloaded
+	}
+	if e.linksErr != nil {
+		return // the last known ones stay; health says why
 	}
 	e.unenforceable = nil
 	for _, p := range e.snapshot.Pods {

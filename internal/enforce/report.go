@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -31,7 +32,8 @@ func (e *Enforcer) publish() {
 	s := status.Status{
 		Version: status.Version, DaemonVersion: e.cfg.Version, Started: e.started,
 		Generation: e.generation, LastApply: e.lastApply, Table: e.cfg.Table,
-		Namespaces: len(e.snapshot.Namespaces), Unenforceable: e.unenforceable,
+		Namespaces: len(e.snapshot.Namespaces), Unenforceable: append([]status.Unenforceable{}, e.unenforceable...),
+		Policies: []status.PolicyStatus{}, Rejected: []status.Rejected{}, NeverIsolated: []string{},
 	}
 	outside := map[string]bool{}
 	for _, u := range e.unenforceable {
@@ -52,7 +54,7 @@ func (e *Enforcer) publish() {
 				}
 			}
 		}
-		if len(counted) > 0 && !outside[iso.Pod.Key.String()] {
+		if len(counted) > 0 && e.flushed == nil && !outside[iso.Pod.Key.String()] {
 			s.IsolatedPods++
 		}
 		if e.cfg.Options.NeverIsolated(iso.Pod.Key) {
@@ -122,12 +124,20 @@ func (e *Enforcer) publishSources(s *status.Status) {
 		}
 		s.Sources = append(s.Sources, st)
 		for _, x := range r.Rejected {
-			s.Rejected = append(s.Rejected, status.Rejected{Object: x.Object, File: x.Origin.String(), Reason: x.Reason, Kept: x.Kept})
+			s.Rejected = append(s.Rejected, status.Rejected{Object: x.Object, File: place(x.Origin), Reason: x.Reason, Kept: x.Kept})
 		}
 	}
 	for _, p := range e.problems {
 		s.Rejected = append(s.Rejected, status.Rejected{Object: p.Object, File: p.Origin.String(), Reason: p.Reason})
 	}
+}
+
+// place is where something was rejected, to the column.
+func place(o inventory.Origin) string {
+	if o.Column == 0 {
+		return o.String()
+	}
+	return fmt.Sprintf("%s:%d", o, o.Column)
 }
 
 // health says how it is, and why, the most important first.
@@ -138,6 +148,9 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 		failed = append(failed, fmt.Sprintf("flushed by uid %d at %s: nothing is enforced until a reload or restart", e.flushed.uid, e.flushed.at.Format(time.RFC3339)))
 	case e.applyErr != nil:
 		failed = append(failed, "the kernel does not have what it should: "+e.applyErr.Error())
+	}
+	if e.holds {
+		degraded = append(degraded, "the saved state is lost and not everything can be read: the table that was found in the kernel is left as it is until what is named below is put right")
 	}
 	degraded = append(degraded, e.bridges...)
 	for _, src := range s.Sources {
@@ -161,6 +174,9 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 	for _, u := range s.Unenforceable {
 		degraded = append(degraded, fmt.Sprintf("pod %s is not enforced: %s", u.Pod, u.Reason))
 	}
+	if e.linksErr != nil {
+		degraded = append(degraded, "where the pods are can't be read, so bridges and pods that are not enforceable may go unnoticed: "+e.linksErr.Error())
+	}
 	if e.gatewayErr != nil {
 		degraded = append(degraded, "the gateway's own addresses can't be read: "+e.gatewayErr.Error())
 	}
@@ -177,10 +193,15 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 // of the kernel now.
 func (e *Enforcer) Status() status.Status {
 	s := e.published.Load().status
-	s.TablePresent = present(s.Table)
-	if !s.TablePresent && s.Health != status.Failed {
+	there, err := present(s.Table)
+	s.TablePresent = there
+	if !there && s.Health != status.Failed {
+		reason := "table inet " + s.Table + " is not in the kernel: another program took it away"
+		if err != nil {
+			reason = "nobody knows whether the table is in the kernel: " + err.Error()
+		}
 		s.Health = status.Failed
-		s.Reasons = append([]string{"table inet " + s.Table + " is not in the kernel: another program took it away"}, s.Reasons...)
+		s.Reasons = append([]string{reason}, s.Reasons...)
 	}
 	if text := e.stateErr.Load(); text != nil && *text != "" {
 		if s.Health == status.Healthy {
@@ -191,19 +212,30 @@ func (e *Enforcer) Status() status.Status {
 	return s
 }
 
-func present(table string) bool {
+func present(table string) (bool, error) {
 	c, err := nft.Open(table)
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer c.Close()
-	there, err := c.Present()
-	return err == nil && there
+	return c.Present()
 }
 
-// Snapshot gives what is known and the options it is judged by.
-func (e *Enforcer) Snapshot() (*inventory.Snapshot, inventory.Options) {
-	return e.published.Load().snapshot, e.cfg.Options
+// Snapshot gives what is known and the options it is judged by. Pods whose
+// traffic does not pass the table count as never isolated (S34). It is an error
+// if the kernel does not enforce it.
+func (e *Enforcer) Snapshot() (*inventory.Snapshot, inventory.Options, error) {
+	p := e.published.Load()
+	if p.status.Health == status.Failed {
+		return nil, inventory.Options{}, fmt.Errorf("what is known is not enforced: %s; name files to ask about those", p.status.Reasons[0])
+	}
+	o := e.cfg.Options
+	o.NeverIsolate = slices.Clone(o.NeverIsolate)
+	for _, u := range p.status.Unenforceable {
+		namespace, name, _ := strings.Cut(u.Pod, "/")
+		o.NeverIsolate = append(o.NeverIsolate, inventory.Key{Namespace: namespace, Name: name})
+	}
+	return p.snapshot, o, nil
 }
 
 // Table gives the table in force as nft text, or one pod's part of it.

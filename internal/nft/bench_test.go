@@ -83,7 +83,7 @@ func BenchmarkFullApply(b *testing.B) {
 		p := newPipeline(b)
 		p.apply(b, s)
 		b.StopTimer()
-		if err := p.conn.Delete(); err != nil {
+		if _, err := p.conn.Delete(); err != nil {
 			b.Fatal(err)
 		}
 		p.conn.Close()

@@ -115,17 +115,24 @@ func (c *Conn) Generation() (uint32, error) {
 	return g.ID, nil
 }
 
-// Delete takes the table away; a table that is not there is no error.
-func (c *Conn) Delete() error {
-	there, err := c.Present()
-	if err != nil || !there {
-		return err
+// ErrForeign says that the table of this name is another program's.
+var ErrForeign = errors.New("it was not made by edgepolicyd: another program's table is never written; choose another name with `table:` in the configuration")
+
+// Delete takes the table away and says whether it was there. The table of another
+// program stays, and is ErrForeign.
+func (c *Conn) Delete() (bool, error) {
+	t, err := c.Read()
+	if err != nil || t == nil {
+		return false, err
+	}
+	if !t.Ours() {
+		return true, fmt.Errorf("table inet %s: %w", c.table.Name, ErrForeign)
 	}
 	c.conn.DelTable(c.table)
 	if err := c.conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("delete table inet %s: %w%s", c.table.Name, err, remedy(err))
+		return true, fmt.Errorf("delete table inet %s: %w%s", c.table.Name, err, remedy(err))
 	}
-	return nil
+	return true, nil
 }
 
 // Apply sends the transactions in order. On an error those before it are in

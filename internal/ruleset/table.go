@@ -24,6 +24,20 @@ type Table struct {
 	Chains   map[string]*Chain
 }
 
+// Ours says whether a table that was read from the kernel is one of this
+// program's, or empty: others may have one of the same name. The first thing that
+// a table of ours gets are its sets.
+func (t *Table) Ours() bool {
+	if len(t.Chains)+len(t.Sets) == 0 {
+		return true
+	}
+	nd, pods := t.Sets[setND], t.Sets["pods_v4"]
+	if pods == nil {
+		pods = t.Sets["pods_v4"+alternatives[1]]
+	}
+	return nd != nil && pods != nil && slices.Equal(nd.Key, []Type{TypeICMPv6}) && slices.Equal(pods.Key, []Type{TypeIPv4})
+}
+
 // Mark is the epoch in the connection mark: the bits of Mask, equal to Epoch for
 // flows that were judged under the rules now in force (S29).
 type Mark struct{ Mask, Epoch uint32 }

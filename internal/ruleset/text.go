@@ -4,19 +4,12 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 )
-
-// WriteTo prints the table as nft text that `nft -f -` loads.
-func (t *Table) WriteTo(w io.Writer) (int64, error) {
-	n, err := io.WriteString(w, t.Text(nil))
-	return int64(n), err
-}
 
 // Text prints the table as nft text, or only the counters, sets and chains that
 // the given chains need, and the map elements that lead to them.

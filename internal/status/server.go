@@ -228,7 +228,11 @@ func matrix(w http.ResponseWriter, r *http.Request, d Daemon) {
 		fail(w, http.StatusBadRequest, fmt.Errorf("matrix request: %w", err))
 		return
 	}
-	s, o := d.Snapshot()
+	s, o, err := d.Snapshot()
+	if err != nil {
+		fail(w, http.StatusConflict, err)
+		return
+	}
 	answer(w, policy.Matrix(s, &o, request))
 }
 

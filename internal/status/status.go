@@ -58,13 +58,11 @@ type PolicyStatus struct {
 	File   string    `json:"file,omitempty"` // "/etc/edgepolicy.d/web.yaml:3"
 	Since  time.Time `json:"since"`          // when this version came into force, as far as this daemon knows
 	Pods   int       `json:"pods"`           // that it selects
-	Stale  bool      `json:"stale,omitempty"`
 }
 
 // SourceStatus is one source of objects.
 type SourceStatus struct {
 	Name     string    `json:"name"`
-	Path     string    `json:"path,omitempty"`
 	Error    string    `json:"error,omitempty"` // it can't be read; what was known last is in force
 	LastRead time.Time `json:"lastRead,omitzero"`
 	Warnings []string  `json:"warnings,omitempty"` // "file:line:column: ..."
@@ -101,8 +99,9 @@ type Daemon interface {
 	Reload(ctx context.Context) (ReloadResult, error)
 	// Flush takes the tables away on behalf of a user and stops enforcing.
 	Flush(ctx context.Context, uid uint32) error
-	// Snapshot gives what is known, and the options it is judged by.
-	Snapshot() (*inventory.Snapshot, inventory.Options)
+	// Snapshot gives what is known, and the options it is judged by; an error if
+	// it is not enforced.
+	Snapshot() (*inventory.Snapshot, inventory.Options, error)
 	// Table gives the table as nft text: the whole, or the part of the pod
 	// "namespace/name".
 	Table(pod string) (string, error)

@@ -50,11 +50,11 @@ func (f *fake) Flush(_ context.Context, uid uint32) error {
 	return nil
 }
 
-func (f *fake) Snapshot() (*inventory.Snapshot, inventory.Options) {
+func (f *fake) Snapshot() (*inventory.Snapshot, inventory.Options, error) {
 	pod := func(name, addr string) *inventory.Pod {
 		return &inventory.Pod{Head: inventory.Head{Key: inventory.Key{Namespace: "default", Name: name}}, Addresses: []netip.Addr{netip.MustParseAddr(addr)}}
 	}
-	return &inventory.Snapshot{Pods: []*inventory.Pod{pod("a", "10.0.0.1"), pod("b", "10.0.0.2")}}, inventory.DefaultOptions()
+	return &inventory.Snapshot{Pods: []*inventory.Pod{pod("a", "10.0.0.1"), pod("b", "10.0.0.2")}}, inventory.DefaultOptions(), nil
 }
 
 func (f *fake) Table(pod string) (string, error) {
@@ -142,7 +142,7 @@ func TestClientAndServer(t *testing.T) {
 	}
 	request := policy.MatrixRequest{Ports: []policy.MatrixPort{{Protocol: inventory.TCP, Port: 80}}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
 	cells, err := c.Matrix(ctx, request)
-	snapshot, options := f.Snapshot()
+	snapshot, options, _ := f.Snapshot()
 	want := policy.Matrix(snapshot, &options, request)
 	if err != nil || len(cells) == 0 || fmt.Sprint(cells) != fmt.Sprint(want) {
 		t.Errorf("Matrix = %v, %v, want %v", cells, err, want)
@@ -350,7 +350,7 @@ func TestStatusJSON(t *testing.T) {
 	s := (&fake{}).Status()
 	s.Started = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	s.Policies[0].Since = s.Started
-	s.Sources = []SourceStatus{{Name: "directory", Path: "/etc/edgepolicy.d", Error: "gone"}}
+	s.Sources = []SourceStatus{{Name: "directory", Error: "gone"}}
 	s.Unenforceable = []Unenforceable{{Pod: "default/mac", Reason: "macvlan"}}
 	s.NeverIsolated = []string{"kube-system/agent"}
 	got, err := json.Marshal(s)
@@ -359,7 +359,7 @@ func TestStatusJSON(t *testing.T) {
 	}
 	const want = `{"version":1,"health":"degraded","reasons":["a.yaml:3: rejected"],"daemonVersion":"","started":"2026-01-02T03:04:05Z","generation":7,"table":"edgepolicyd","tablePresent":true,"pods":2,"isolatedPods":1,"namespaces":0,` +
 		`"policies":[{"name":"default/web","source":"","file":"/etc/edgepolicy.d/a.yaml:1","since":"2026-01-02T03:04:05Z","pods":0}],` +
-		`"sources":[{"name":"directory","path":"/etc/edgepolicy.d","error":"gone"}],` +
+		`"sources":[{"name":"directory","error":"gone"}],` +
 		`"rejected":[{"object":"NetworkPolicy default/web","reason":"bad","kept":true}],` +
 		`"unenforceable":[{"pod":"default/mac","reason":"macvlan"}],"neverIsolated":["kube-system/agent"]}`
 	if string(got) != want {

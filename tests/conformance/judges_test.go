@@ -221,7 +221,8 @@ func (r *run) dissent(cells []*cell, i int) {
 // anew gives the kernel's verdict with no history: to tell what a table says
 // from how it came about.
 func (r *run) anew(c *cell) bool {
-	r.must(r.conn.Delete())
+	_, err := r.conn.Delete()
+	r.must(err)
 	r.must(r.conn.Claim())
 	r.forget()
 	r.actual = nil

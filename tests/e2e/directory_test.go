@@ -199,8 +199,8 @@ func TestStateFile(t *testing.T) {
 	data[len(data)/2] ^= 0x20
 	w.must(os.WriteFile(file, data, 0o600))
 	w.must(w.Start())
-	w.see("the valid sibling", "web client 80 no")
-	w.degraded("p.yaml", "spec.ingress[0].from[0]")
+	w.see("nobody knows the last valid version: the table that was found stays", last+"web client 80 no")
+	w.degraded("p.yaml", "spec.ingress[0].from[0]", "the table that was found in the kernel is left as it is")
 	aside, err := os.ReadFile(filepath.Join(w.State, "state.damaged-1"))
 	if err != nil || string(aside) != string(data) {
 		t.Errorf("the damaged state file was not set aside: %v", err)
@@ -211,4 +211,27 @@ func TestStateFile(t *testing.T) {
 	w.apply("p.yaml", policy("web", isolateWeb))
 	w.see("mended", "client web 80 no\n other web 80 no")
 	w.healthy()
+}
+
+// A power cut that damages the state, and a directory that is not there: what is
+// in the kernel is all that is known, and stays until the directory is back.
+func TestStateAndDirectoryLost(t *testing.T) {
+	w := lone(t)
+	w.apply("p.yaml", policy("web", isolateWeb))
+	w.must(w.Stop())
+	file := filepath.Join(w.State, "state")
+	data, err := os.ReadFile(file)
+	w.must(err)
+	w.must(os.WriteFile(file, data[:len(data)-1], 0o600))
+	w.must(os.Rename(w.Dir, w.Dir+".away"))
+	w.must(w.Start())
+	w.see("nothing is known but the table", "client web 80 no\n other web 80 no")
+	w.degraded("the table that was found in the kernel is left as it is")
+	w.must(os.Rename(w.Dir+".away", w.Dir))
+	w.must(w.Reload())
+	w.see("known again", "client web 80 no\n other web 80 no")
+	w.healthy()
+	w.must(w.Remove("p.yaml"))
+	w.must(w.Reload())
+	w.see("and changes are followed", "client web 80 yes")
 }

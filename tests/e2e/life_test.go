@@ -396,3 +396,73 @@ func TestPlanAgainstTheDaemon(t *testing.T) {
 	}
 	w.see("as the matrix says", table.String())
 }
+
+// Another program may have a table of the name that the configuration says.
+func TestForeignTable(t *testing.T) {
+	w := newWorld(t, topologies[0], "table: filter\n")
+	w.pods(web, client)
+	const foreign = "table inet filter {\n set admins { type ipv4_addr; elements = { 192.0.2.1 }; }\n chain in {\n type filter hook input priority 0; policy accept;\n ip saddr @admins accept\n}\n}"
+	w.nft(foreign)
+	before := w.gw("nft", "list", "table", "inet", "filter")
+	w.must(w.Write("web.yaml", policy("web", isolateWeb)))
+	started := make(chan error, 1)
+	go func() { started <- w.Start() }()
+	w.eventually("the daemon refuses it", func() bool { return strings.Contains(w.Log(), "not made by edgepolicyd") })
+	if s, code := w.status(); code != 1 || s.Health != status.Failed {
+		t.Errorf("status: exit code %d, %s", code, s.Health)
+	}
+	for _, running := range []bool{true, false} {
+		if !running {
+			w.must(w.Kill())
+			<-started
+		}
+		out, errs, code, err := w.Run("flush")
+		if w.must(err); code != 1 || !strings.Contains(errs, "not made by edgepolicyd") {
+			t.Errorf("flush (daemon running: %v): exit code %d: %s%s", running, code, out, errs)
+		}
+		if after := w.gw("nft", "list", "table", "inet", "filter"); after != before {
+			t.Errorf("the table was changed:\n%s", after)
+		}
+	}
+}
+
+// What is not enforced is not shown as if it were.
+func TestMatrixOfWhatIsEnforced(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	w.must(w.Write("far.yaml", pod{name: "far", labels: "app: web"}.at("203.0.113.80")))
+	w.must(w.Start())
+	w.enforce(policy("web", isolateWeb))
+	out, errs, code, err := w.Run("matrix", "--port", "80", "-o", "json")
+	w.must(err)
+	var cells []policyCell
+	if err := json.Unmarshal([]byte(out), &cells); err != nil || code != 0 {
+		t.Fatalf("matrix: %v, exit code %d: %s%s", err, code, out, errs)
+	}
+	got := map[string]bool{}
+	for _, c := range cells {
+		if c.From == "default/client" {
+			got[c.To] = c.Allowed
+		}
+	}
+	if got["default/web"] || !got["default/far"] {
+		t.Errorf("client reaches: %v; want far, which nothing filters, and not web", got)
+	}
+	w.must2(w.Run("flush"))
+	if out, errs, code, err = w.Run("matrix"); err != nil || code != 1 || !strings.Contains(errs, "not enforced: flushed") {
+		t.Errorf("matrix after flush: %v, exit code %d: %s%s", err, code, out, errs)
+	}
+}
+
+type policyCell struct {
+	From, To string
+	Allowed  bool
+}
+
+// must2 is must for a command whose output does not matter.
+func (w *world) must2(_, errs string, code int, err error) {
+	w.t.Helper()
+	if w.must(err); code != 0 {
+		w.t.Fatalf("exit code %d: %s", code, errs)
+	}
+}

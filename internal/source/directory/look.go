@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -73,7 +74,7 @@ func (s *Source) look(name string, now time.Time) time.Duration {
 		if _, linkErr := os.Lstat(path); missing(linkErr) {
 			return s.lookGone(name, now)
 		}
-		err = errors.New("it is a symbolic link to nothing")
+		err = errDangling
 	}
 	f := s.files[name]
 	if f == nil {
@@ -126,6 +127,8 @@ func (s *Source) lookGone(name string, now time.Time) time.Duration {
 	s.dirty, s.rewatch = true, true
 	return 0
 }
+
+var errDangling = errors.New("it is a symbolic link to nothing")
 
 // errBusy says that a file is being written.
 var errBusy = errors.New("another program has it open for writing")
@@ -214,37 +217,27 @@ func (s *Source) loadAhead(names []string) {
 // refuse leaves a file's last content in force and says why.
 func (s *Source) refuse(f *file, path string, err error) {
 	s.dirty = true
+	f.fail([]manifest.Diagnostic{notRead(path, err)})
+}
+
+// notRead says why a file was not read.
+func notRead(path string, err error) manifest.Diagnostic {
 	// The path is in every error of package os; once is enough.
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
 		err = pathErr.Err
 	}
-	f.fail([]manifest.Diagnostic{{Severity: manifest.Error, File: path, Message: "not read: " + err.Error()}})
+	return manifest.Diagnostic{Severity: manifest.Error, File: path, Message: "not read: " + err.Error()}
 }
 
 // readFile reads a whole file if it is one that may be believed and nobody is
 // writing to it (errBusy). The Stat_t is that of what was read or refused, or
-// zero if that is not known. It does not wait for the other end of a FIFO, and
-// opens no device.
+// zero if that is not known.
 func readFile(path string) ([]byte, unix.Stat_t, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return nil, unix.Stat_t{}, err
-	}
-	if err := trusted(&st); err != nil {
-		return nil, st, err
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	f, st, err := open(path, func(st *unix.Stat_t) error { return cmp.Or(regular(st), trusted(st, os.Geteuid()), small(st)) })
 	if err != nil {
-		return nil, unix.Stat_t{}, err
+		return nil, st, err
 	}
 	defer f.Close()
-	fd := int(f.Fd())
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, unix.Stat_t{}, err
-	}
-	if err := trusted(&st); err != nil {
-		return nil, st, err
-	}
 	// The kernel gives a read lease only if nobody has the file open for writing
 	// (fcntl(2), F_SETLEASE). File systems without leases refuse in other ways:
 	// there the time without a change has to do.
@@ -261,7 +254,7 @@ func readFile(path string) ([]byte, unix.Stat_t, error) {
 		return nil, unix.Stat_t{}, err
 	}
 	before := stampOf(&st)
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, unix.Stat_t{}, err
 	}
 	if stampOf(&st) != before || int64(len(data)) != st.Size {
@@ -270,18 +263,56 @@ func readFile(path string) ([]byte, unix.Stat_t, error) {
 	return data, st, nil
 }
 
-// trusted says why a file must not be read.
-func trusted(st *unix.Stat_t) error {
-	switch {
-	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+// open opens a file that objection has nothing against. It does not wait for the
+// other end of a FIFO, and opens no device. The Stat_t is that of what was opened
+// or refused, or zero if that is not known.
+func open(path string, objection func(*unix.Stat_t) error) (*os.File, unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nil, unix.Stat_t{}, err
+	}
+	if err := objection(&st); err != nil {
+		return nil, st, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, unix.Stat_t{}, err
+	}
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, unix.Stat_t{}, err
+	}
+	if err := objection(&st); err != nil {
+		f.Close()
+		return nil, st, err
+	}
+	return f, st, nil
+}
+
+// regular says why what a name stands for has nothing to be read.
+func regular(st *unix.Stat_t) error {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return nil
+	case unix.S_IFDIR:
 		return errors.New("it is a directory, and those are not looked into")
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return errors.New("it is no regular file")
-	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
+	}
+	return errors.New("it is no regular file")
+}
+
+// trusted says why a daemon that runs as user must not believe a file.
+func trusted(st *unix.Stat_t, user int) error {
+	switch {
+	case st.Uid != 0 && int(st.Uid) != user:
 		return fmt.Errorf("its owner is user %d, and must be root or the daemon's user: chown root", st.Uid)
 	case st.Mode&0o022 != 0:
 		return fmt.Errorf("its mode is %04o, and nobody but the owner may be able to write it: chmod go-w", st.Mode&0o7777)
-	case st.Size > maxSize:
+	}
+	return nil
+}
+
+func small(st *unix.Stat_t) error {
+	if st.Size > maxSize {
 		return fmt.Errorf("it has %d bytes, and %d are the most", st.Size, maxSize)
 	}
 	return nil

@@ -1,9 +1,17 @@
 package directory
 
 import (
+	"cmp"
+	"io"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"edgepolicy.io/edgepolicyd/internal/manifest"
 )
+
+// What those see of a directory who ask before the daemon does.
 
 // Names lists the files in a folder that the source would read, in the order in
 // which it reads them.
@@ -19,4 +27,41 @@ func Names(folder string) ([]string, error) {
 		}
 	}
 	return list, nil
+}
+
+// Read reads and decodes a file as the source does, but whoever owns it, may
+// write to it or does so now: it may be a draft. Why it can't be read is an error
+// among the Diagnostics of a File that is not Parsed.
+func Read(path string) manifest.File {
+	f, _, err := open(path, func(st *unix.Stat_t) error { return cmp.Or(regular(st), small(st)) })
+	if missing(err) {
+		if _, linkErr := os.Lstat(path); linkErr == nil {
+			err = errDangling
+		}
+	}
+	if err != nil {
+		return manifest.File{Diagnostics: []manifest.Diagnostic{notRead(path, err)}}
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSize))
+	if err != nil {
+		return manifest.File{Diagnostics: []manifest.Diagnostic{notRead(path, err)}}
+	}
+	return manifest.Decode(Name, path, data)
+}
+
+// Untrusted warns of the files among names that Read reads, and that a daemon
+// which runs as root does not, because of their owner or mode.
+func Untrusted(names []string) []manifest.Diagnostic {
+	var all []manifest.Diagnostic
+	for _, name := range names {
+		var st unix.Stat_t
+		if unix.Stat(name, &st) != nil || regular(&st) != nil {
+			continue // Read says so
+		}
+		if err := trusted(&st, 0); err != nil {
+			all = append(all, manifest.Diagnostic{Severity: manifest.Warning, File: name, Message: "the daemon does not read it: " + err.Error()})
+		}
+	}
+	return all
 }
