@@ -1,6 +1,8 @@
 package config
 
 import (
+	"bytes"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -8,7 +10,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"gopkg.in/yaml.v3"
 
@@ -200,6 +204,34 @@ func TestLoad(t *testing.T) {
 	}
 	if c, err := Load(""); err != nil || !reflect.DeepEqual(c, Default()) {
 		t.Errorf("no file: %+v, %v", c, err)
+	}
+}
+
+// TestRead: nothing can make a command wait, or fill its memory.
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	fifo, large, most := filepath.Join(dir, "fifo"), filepath.Join(dir, "large"), filepath.Join(dir, "most")
+	if err := errors.Join(syscall.Mkfifo(fifo, 0o644), os.WriteFile(large, nil, 0o644), os.Truncate(large, maxSize+1),
+		os.WriteFile(most, bytes.Repeat([]byte("#"), maxSize), 0o644), os.Symlink(os.DevNull, filepath.Join(dir, "masked"))); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		fifo: "is no regular file", dir: "is no regular file", "/dev/zero": "is no regular file", large: "more than 1048576 bytes",
+		most: "", os.DevNull: "", filepath.Join(dir, "masked"): "",
+	} {
+		done := make(chan error, 1)
+		go func() {
+			_, err := Load(path)
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("%s: %v, want %q", path, err, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: still being read", path)
+		}
 	}
 }
 
