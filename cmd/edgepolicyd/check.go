@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/manifest"
 	"edgepolicy.io/edgepolicyd/internal/source"
+	"edgepolicy.io/edgepolicyd/internal/source/directory"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -23,7 +23,8 @@ func (a *app) checkCommand() *cobra.Command {
 		Long: `Validate the policies in files or folders (default: the configured directory)
 and say what is doubtful about them: file:line:column: field: value: what is
 wrong and what would be right. With --config, check that file (and the PATHs
-that are given).
+that are given). Only of the configured directory it is said which files the
+daemon refuses for their owner or mode.
 
 It needs no root, no kernel and no daemon. Errors exit with 1; warnings with 0,
 or with 1 under --strict.`,
@@ -41,9 +42,9 @@ func (a *app) check(paths []string, strict bool) error {
 	files := 0
 	cfg := config.Default()
 	if a.configNamed {
-		data, err := os.ReadFile(a.configPath)
+		data, err := config.Read(a.configPath)
 		if err != nil {
-			return fmt.Errorf("read configuration: %w", err)
+			return err
 		}
 		cfg, found = config.Parse(a.configPath, data)
 		files++
@@ -57,6 +58,7 @@ func (a *app) check(paths []string, strict bool) error {
 		}
 		if len(paths) == 0 {
 			paths = []string{string(cfg.Sources.Directory.Path)}
+			found = directory.Untrusted(paths[0])
 		}
 	}
 	if len(paths) > 0 {

@@ -22,7 +22,8 @@ func (a *app) config() (config.Config, error) {
 }
 
 // readFiles decodes files, and the files in folders by the same rules as the
-// daemon, apart from those on owner and mode.
+// daemon, apart from those on owner and mode. Of a file that can't be read its
+// Diagnostics say why.
 func readFiles(paths []string) ([]manifest.File, error) {
 	var files []manifest.File
 	for _, path := range paths {
@@ -40,11 +41,7 @@ func readFiles(paths []string) ([]manifest.File, error) {
 			}
 		}
 		for _, name := range names {
-			data, err := os.ReadFile(name)
-			if err != nil {
-				return nil, err
-			}
-			files = append(files, manifest.Decode("directory", name, data))
+			files = append(files, directory.Read(name))
 		}
 	}
 	return files, nil
@@ -53,7 +50,7 @@ func readFiles(paths []string) ([]manifest.File, error) {
 // snapshotOf merges what the files hold, as the daemon would without knowing a
 // gateway's own addresses.
 func snapshotOf(files []manifest.File, o *inventory.Options) (*inventory.Snapshot, []source.Problem) {
-	report := source.Report{Source: "directory"}
+	report := source.Report{Source: directory.Name}
 	for _, f := range files {
 		for _, d := range f.Documents {
 			if !d.Valid {

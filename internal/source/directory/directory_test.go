@@ -256,6 +256,43 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// Who asks before the daemon does is told the same, and of owner and mode apart.
+func TestReadAndUntrusted(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name+".yaml") }
+	for _, name := range []string{"good", "open", "other", "large"} {
+		write(t, path(name), policy(name, 1))
+	}
+	must(t, os.Chmod(path("open"), 0o664))
+	must(t, os.Chown(path("other"), 4711, 0))
+	must(t, os.Truncate(path("large"), maxSize+1))
+	must(t, mknod(path("fifo"), fifo))
+	must(t, os.Mkdir(path("folder"), 0o777))
+	must(t, os.Symlink("nothing", path("link")))
+	for name, want := range map[string]string{
+		"good": "", "open": "", "other": "",
+		"large": "are the most", "fifo": "no regular file", "folder": "is a directory", "link": "link to nothing", "none": "no such file",
+	} {
+		done := make(chan manifest.File, 1)
+		go func() { done <- Read(path(name)) }()
+		select {
+		case f := <-done:
+			got := fmt.Sprint(f.Diagnostics)
+			if want == "" && (!f.Parsed || len(f.Diagnostics) > 0 || len(f.Documents) != 1) ||
+				want != "" && (f.Parsed || len(f.Diagnostics) != 1 || f.Diagnostics[0].File != path(name) || !strings.Contains(got, "not read: ") || !strings.Contains(got, want)) {
+				t.Errorf("%s: parsed %v, %v; want %q", name, f.Parsed, got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: still being read", name)
+		}
+	}
+	found := Untrusted(dir)
+	if len(found) != 2 || found[0].File != path("open") || found[1].File != path("other") || found[0].Severity != manifest.Warning ||
+		!strings.Contains(found[0].Message, "chmod go-w") || !strings.Contains(found[1].Message, "chown root") {
+		t.Errorf("untrusted: %v", found)
+	}
+}
+
 // What a file holds now, and what is in force when it held something else
 // before: the heart of S9.
 func TestLastValidVersion(t *testing.T) {

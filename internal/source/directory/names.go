@@ -50,14 +50,18 @@ func Read(path string) manifest.File {
 	return manifest.Decode(Name, path, data)
 }
 
-// Untrusted warns of the files among names that Read reads, and that a daemon
-// which runs as root does not, because of their owner or mode.
-func Untrusted(names []string) []manifest.Diagnostic {
+// Untrusted warns of what is in a folder that Read reads and a daemon which runs
+// as root does not, because of its owner or mode.
+func Untrusted(folder string) []manifest.Diagnostic {
+	names, err := Names(folder)
+	if err != nil {
+		return nil // who reads the files says so
+	}
 	var all []manifest.Diagnostic
 	for _, name := range names {
 		var st unix.Stat_t
 		if unix.Stat(name, &st) != nil || regular(&st) != nil {
-			continue // Read says so
+			continue // likewise
 		}
 		if err := trusted(&st, 0); err != nil {
 			all = append(all, manifest.Diagnostic{Severity: manifest.Warning, File: name, Message: "the daemon does not read it: " + err.Error()})
