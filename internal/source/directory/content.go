@@ -58,8 +58,8 @@ const (
 // invalid is a document that is not valid, and why.
 type invalid struct {
 	id     id
-	named  bool // id can be believed
-	origin inventory.Origin
+	named  bool             // id can be believed
+	origin inventory.Origin // of what reason tells
 	reason string
 }
 
@@ -108,7 +108,8 @@ func (f *file) take(read manifest.File) {
 			}
 			f.content = append(f.content, entry{d, written})
 		} else {
-			bad := invalid{idOf(d), named(idOf(d)), d.Origin, reason(read, i)}
+			bad := invalid{id: idOf(d), named: named(idOf(d))}
+			bad.origin, bad.reason = reason(read, i)
 			f.invalid = append(f.invalid, bad)
 			if known {
 				f.content = append(f.content, entry{before, kept})
@@ -161,15 +162,16 @@ func documents(o inventory.Objects) []*manifest.Document {
 	return all
 }
 
-// reason gives the first error of an invalid document, by their places: a file
-// may have several documents of one name, and some that have none. A field that
-// is not known goes before what it made missing.
-func reason(f manifest.File, i int) string {
+// reason gives the first error of an invalid document, and where it is. They are
+// told by their places: a file may have several documents of one name, and some
+// that have none. A field that is not known goes before what it made missing.
+func reason(f manifest.File, i int) (inventory.Origin, string) {
 	place := func(line1, column1, line2, column2 int) int {
 		return cmp.Or(cmp.Compare(line1, line2), cmp.Compare(column1, column2))
 	}
 	from := f.Documents[i].Origin
-	text, more := "", 0
+	var first manifest.Diagnostic
+	n := 0
 	for _, d := range f.Diagnostics {
 		if d.Severity != manifest.Error || place(d.Line, d.Column, from.Line, from.Column) < 0 {
 			continue
@@ -177,24 +179,21 @@ func reason(f manifest.File, i int) string {
 		if i+1 < len(f.Documents) && place(d.Line, d.Column, f.Documents[i+1].Origin.Line, f.Documents[i+1].Origin.Column) >= 0 {
 			continue
 		}
-		switch {
-		case text == "":
-			text = brief(d)
-		case strings.HasPrefix(d.Message, "unknown field") && !strings.Contains(text, "unknown field"):
-			text = brief(d)
-			more++
-		default:
-			more++
+		if n++; n == 1 || unknownField(d) && !unknownField(first) {
+			first = d
 		}
 	}
-	switch {
-	case text == "":
-		return "not valid"
-	case more > 0:
-		return fmt.Sprintf("%s (and %d more)", text, more)
+	if n == 0 {
+		return from, "not valid"
 	}
-	return text
+	from.Line, from.Column = first.Line, first.Column
+	if n == 1 {
+		return from, brief(first)
+	}
+	return from, fmt.Sprintf("%s (and %d more)", brief(first), n-1)
 }
+
+func unknownField(d manifest.Diagnostic) bool { return strings.HasPrefix(d.Message, "unknown field") }
 
 // brief is a diagnostic without its place, which Rejected.Origin gives.
 func brief(d manifest.Diagnostic) string {
