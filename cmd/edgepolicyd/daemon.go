@@ -34,6 +34,9 @@ func healthError(health string) error {
 	return errPrinted
 }
 
+// maxReload is the longest that the daemon lets a reload take.
+const maxReload = 10 * time.Minute
+
 func (a *app) reloadCommand() *cobra.Command {
 	timeout := 5 * time.Second
 	c := &cobra.Command{
@@ -44,6 +47,9 @@ return when the kernel has the result: prints the generation and what changed.
 A daemon that was flushed enforces again.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if timeout <= 0 || timeout > maxReload {
+				return fmt.Errorf("%w: --timeout %s: it is more than 0 and at most %s, such as 5s", errUsage, timeout, maxReload)
+			}
 			client, err := a.client()
 			if err != nil {
 				return err
@@ -55,7 +61,7 @@ A daemon that was flushed enforces again.`,
 			return a.printReload(r)
 		},
 	}
-	c.Flags().DurationVar(&timeout, "timeout", timeout, "how long to wait for the kernel to have the result")
+	c.Flags().DurationVar(&timeout, "timeout", timeout, "how long to wait for the kernel to have the result, at most 10m")
 	return c
 }
 
