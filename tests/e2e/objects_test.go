@@ -203,7 +203,7 @@ func TestS09LastValidStays(t *testing.T) {
 		w.enforce(broken, policy("client", "podSelector: {matchLabels: {app: client}}"))
 		w.see("never half enforced, and the sibling is", last+"web client 80 no")
 		s := w.degraded("NetworkPolicy default/web", "last valid version stays")
-		if len(s.Rejected) != 1 || !s.Rejected[0].Kept || !strings.HasSuffix(s.Rejected[0].File, "policies.yaml:1") {
+		if len(s.Rejected) != 1 || !s.Rejected[0].Kept || !strings.HasSuffix(s.Rejected[0].File, "policies.yaml:4:128") {
 			t.Errorf("rejected: %+v", s.Rejected)
 		}
 
