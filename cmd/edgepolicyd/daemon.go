@@ -185,6 +185,7 @@ func (a *app) flush(ctx context.Context) error {
 	}
 	defer c.Close()
 	there, err := c.Delete()
+	err = errors.Join(err, nft.DropTagged(string(cfg.Table), nil))
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("%w: ask as root (sudo)", err)
 	}

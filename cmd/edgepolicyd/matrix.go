@@ -58,7 +58,7 @@ func matrixRequest(ports, addresses []string) (policy.MatrixRequest, error) {
 		case err != nil:
 			return r, fmt.Errorf("%w: --address %q: it is one IP address, such as 192.168.20.7 or 2001:db8::7", errUsage, text)
 		case addr.Zone() != "": // policies know no interfaces
-			return r, fmt.Errorf("%w: --address %q: name it without %%%s, such as 2001:db8::7", errUsage, text, addr.Zone())
+			return r, fmt.Errorf("%w: --address %q: name it without an interface, such as %s", errUsage, text, addr.WithZone(""))
 		}
 		r.Addresses = append(r.Addresses, addr.Unmap())
 	}

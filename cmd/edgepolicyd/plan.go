@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -55,7 +56,7 @@ func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) e
 		return err
 	}
 	if !diff {
-		return a.printPlan(text)
+		return a.printPlan(notIsolated(table, s, key, &o) + text)
 	}
 	client, err := a.client()
 	if err != nil {
@@ -94,4 +95,22 @@ func podPart(t *ruleset.Table, s *inventory.Snapshot, pod inventory.Key) (string
 		return "", fmt.Errorf("there is no pod %s in the files", pod)
 	}
 	return t.Text(ruleset.PodChains(pod)), nil
+}
+
+// notIsolated is a comment on the part of a pod that no chain is about, or "".
+func notIsolated(t *ruleset.Table, s *inventory.Snapshot, key inventory.Key, o *inventory.Options) string {
+	pod := s.Pod(key)
+	if pod == nil || slices.ContainsFunc(ruleset.PodChains(key), func(name string) bool { return t.Chains[name] != nil }) {
+		return ""
+	}
+	why := "no policy selects it"
+	switch {
+	case !pod.Selectable():
+		why = "it has the gateway's network, or has ended"
+	case len(pod.Addresses) == 0:
+		why = "it has no address"
+	case o.NeverIsolated(key):
+		why = "neverIsolate names it"
+	}
+	return fmt.Sprintf("# pod %s is not isolated: %s. Nothing of the table is about it.\n", key, why)
 }
