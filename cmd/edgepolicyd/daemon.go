@@ -62,6 +62,7 @@ A daemon that was flushed enforces again.`,
 		},
 	}
 	c.Flags().DurationVar(&timeout, "timeout", timeout, "how long to wait for the kernel to have the result, at most 10m")
+	complete(c, "timeout")
 	return c
 }
 

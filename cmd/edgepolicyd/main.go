@@ -116,6 +116,7 @@ on standard output, and an error is {"error": "..."} on standard error.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "how to print: text or json")
 	root.PersistentFlags().StringVar(&a.configPath, "config", config.DefaultPath, "the daemon's configuration file")
+	complete(root, "output", "text", "json")
 	root.AddCommand(a.runCommand(), a.checkCommand(), a.reloadCommand(), a.matrixCommand(),
 		a.planCommand(), a.statusCommand(), a.flushCommand(), a.versionCommand())
 	root.SetHelpCommand(helpCommand(root))
@@ -128,6 +129,14 @@ on standard output, and an error is {"error": "..."} on standard error.`,
 		}
 	}
 	return root
+}
+
+// complete tells the shells what a flag takes, which is no file: these words, or
+// what nobody can know before it is typed.
+func complete(cmd *cobra.Command, flag string, words ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // there is no such flag
+	}
 }
 
 // helpCommand is cobra's, but for a command that does not exist being wrong

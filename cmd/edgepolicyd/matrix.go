@@ -40,6 +40,8 @@ labels. JSON: a list of {from, to, toIP, port, protocol, allowed, reason}.`,
 	}
 	c.Flags().StringArrayVar(&ports, "port", nil, "a port to ask about, as 80/TCP (repeatable; default: all that policies and pods use)")
 	c.Flags().StringArrayVar(&addresses, "address", nil, "an address outside the gateway, asked about both ways (repeatable)")
+	complete(c, "port")
+	complete(c, "address")
 	return c
 }
 

@@ -29,6 +29,7 @@ print how it differs from what the running daemon enforces.`,
 	}
 	c.Flags().StringVar(&pod, "pod", "", "only the part of this pod, as NAMESPACE/NAME")
 	c.Flags().BoolVar(&diff, "diff", false, "compare with the running daemon")
+	complete(c, "pod")
 	return c
 }
 
