@@ -23,8 +23,8 @@ func (a *app) checkCommand() *cobra.Command {
 		Long: `Validate the policies in files or folders (default: the configured directory)
 and say what is doubtful about them: file:line:column: field: value: what is
 wrong and what would be right. With --config, check that file (and the PATHs
-that are given). Only of the configured directory it is said which files the
-daemon refuses for their owner or mode.
+that are given). Of the configured directory, without a PATH, it also says whose
+owner or mode is wrong.
 
 It needs no root, no kernel and no daemon. Errors exit with 1; warnings with 0,
 or with 1 under --strict.`,

@@ -235,7 +235,7 @@ func (s *Source) assemble(now time.Time) {
 		return
 	}
 	s.dirty = false
-	a := assembly{inForce: s.spare}
+	a := assembly{inForce: s.spare, diagnostics: slices.Clone(s.doubt)}
 	clear(a.inForce)
 	last := s.report.Objects
 	a.objects.Pods = make([]*inventory.Pod, 0, len(last.Pods)+1)

@@ -48,6 +48,7 @@ type Source struct {
 	full    time.Time                 // when to look at everything; zero: no need to
 	rewatch bool                      // directories to be watched may have changed
 	err     error                     // the directory can't be read
+	doubt   []manifest.Diagnostic     // about the directory
 	dirty   bool                      // files or err changed since report was made
 	inForce map[id]*manifest.Document // what report has
 	spare   map[id]*manifest.Document // to be inForce next: making it anew costs more than all else

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,8 +38,9 @@ func (s *Source) scan(now time.Time) {
 		s.unreadable(err)
 		return
 	}
-	s.dirty = s.dirty || s.err != nil
-	s.err = nil
+	doubt := shared(s.path)
+	s.dirty = s.dirty || s.err != nil || !slices.Equal(doubt, s.doubt)
+	s.err, s.doubt = nil, doubt
 	var first []string
 	for _, e := range entries {
 		if eligible(e.Name()) {
@@ -52,6 +54,18 @@ func (s *Source) scan(now time.Time) {
 	for name := range s.files {
 		s.pending[name] = now
 	}
+}
+
+// shared warns of a folder in which others than its owner may remove and rename
+// files. What they put there is not read (trusted), but they can take policies
+// away.
+func shared(folder string) []manifest.Diagnostic {
+	var st unix.Stat_t
+	if unix.Stat(folder, &st) != nil || st.Mode&0o022 == 0 || st.Mode&unix.S_ISVTX != 0 {
+		return nil
+	}
+	return []manifest.Diagnostic{{Severity: manifest.Warning, File: folder,
+		Message: fmt.Sprintf("its mode is %04o: group or others may take policies away: chmod go-w", st.Mode&0o7777)}}
 }
 
 // unreadable notes that the directory itself can't be read, so that nothing is

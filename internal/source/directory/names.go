@@ -50,14 +50,14 @@ func Read(path string) manifest.File {
 	return manifest.Decode(Name, path, data)
 }
 
-// Untrusted warns of what is in a folder that Read reads and a daemon which runs
-// as root does not, because of its owner or mode.
+// Untrusted warns of what is wrong with the owners and modes of a folder and its
+// files: a daemon that runs as root does not read such files, although Read does.
 func Untrusted(folder string) []manifest.Diagnostic {
 	names, err := Names(folder)
 	if err != nil {
 		return nil // who reads the files says so
 	}
-	var all []manifest.Diagnostic
+	all := shared(folder)
 	for _, name := range names {
 		var st unix.Stat_t
 		if unix.Stat(name, &st) != nil || regular(&st) != nil {

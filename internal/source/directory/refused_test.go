@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/manifest"
+	"edgepolicy.io/edgepolicyd/internal/source"
 )
 
 func TestRefused(t *testing.T) {
@@ -133,6 +135,40 @@ func TestDuplicateNamesBothPlaces(t *testing.T) {
 	for _, want := range []string{filepath.Join(dir, "9-b.yaml") + ":7:1: metadata.name: web: ", filepath.Join(dir, "10-a.yaml") + ":1 defines it too"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q lacks %q", text, want)
+		}
+	}
+}
+
+// A directory whose files others may remove is warned of, as long as it is one.
+func TestSharedDirectory(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.yaml"), policy("a", 1))
+	f := start(t, dir, nil)
+	f.has("a:1")
+	for _, tt := range []struct {
+		mode os.FileMode
+		want string
+	}{
+		{0o775, "its mode is 0775: "}, {0o757, "its mode is 0757: "}, {0o755, ""}, {0o777, "its mode is 0777: "}, {0o777 | os.ModeSticky, ""},
+	} {
+		must(t, os.Chmod(dir, tt.mode))
+		r := f.until(fmt.Sprintf("%q of mode %v", tt.want, tt.mode), func(r source.Report) bool {
+			if tt.want == "" {
+				return len(r.Diagnostics) == 0
+			}
+			return len(r.Diagnostics) == 1 && strings.HasPrefix(r.Diagnostics[0].Message, tt.want)
+		})
+		if told(r) != "a:1" || len(r.Rejected) > 0 || r.Err != nil {
+			t.Errorf("%v: in force %q, rejected %v, err %v", tt.mode, told(r), r.Rejected, r.Err)
+		}
+		if d := Untrusted(dir); !slices.Equal(d, r.Diagnostics) {
+			t.Errorf("%v: untrusted %v, report %v", tt.mode, d, r.Diagnostics)
+		}
+		if tt.want == "" {
+			continue
+		}
+		if d := r.Diagnostics[0]; d.Severity != manifest.Warning || d.File != dir || !strings.HasSuffix(d.Message, "chmod go-w") {
+			t.Errorf("%v: %+v", tt.mode, d)
 		}
 	}
 }
