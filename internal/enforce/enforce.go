@@ -9,6 +9,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -301,7 +302,9 @@ func (e *Enforcer) Flush(ctx context.Context, uid uint32) error {
 			return nil, err
 		}
 		_, err := e.kernel.Delete()
+		err = errors.Join(err, nft.DropTagged(e.cfg.Table, nil))
 		e.closeKernel()
+		e.links = nil // a reload looks at the bridges again
 		if err != nil {
 			e.applyErr = err // the retry takes the table over again
 			e.updates++

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -75,24 +76,21 @@ func (e *Enforcer) unenforceableBy(l gateway.PodLink) string {
 	return l.Unenforceable()
 }
 
-// filterBridges switches netfilter on for the bridges that carry pods. It looks
-// at them after each change of the gateway's links, so that a bridge that was
-// made anew, or that someone changed, is found.
+// filterBridges switches netfilter on for the bridges that carry pods, and keeps
+// frames with a VLAN tag, which netfilter would not see, from going between their
+// ports (S26); on a bridge with a network card tags are the LAN's business. It looks at them after each change of the gateway's links, so that a
+// bridge that was made anew, or that someone changed, is found.
 func (e *Enforcer) filterBridges() {
-	bridges := map[string]bool{}
+	carry := map[string]gateway.PodLink{}
 	for _, p := range e.snapshot.Pods {
 		for _, a := range p.Addresses {
 			if l := e.links[a]; l.Bridge {
-				bridges[l.Interface] = true
+				carry[l.Interface] = l
 			}
 		}
 	}
-	var names, failed []string
-	for name := range bridges {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	var failed, ports []string
+	for _, name := range slices.Sorted(maps.Keys(carry)) {
 		changed, err := gateway.EnableBridgeFilter(name)
 		switch {
 		case err != nil:
@@ -100,9 +98,13 @@ func (e *Enforcer) filterBridges() {
 		case changed:
 			e.log.Info("switched netfilter on for a bridge that carries pods", "bridge", name)
 		}
+		ports = append(ports, carry[name].Ports...)
 	}
-	if len(failed) > 0 && !slices.Equal(failed, e.bridges) {
-		e.log.Error("bridge filtering failed", "problems", failed)
+	if e.flushed == nil {
+		slices.Sort(ports)
+		if err := nft.DropTagged(e.cfg.Table, ports); err != nil {
+			failed = append(failed, fmt.Sprintf("pods on one bridge can reach each other with VLAN tags: %v", err))
+		}
 	}
 	e.bridges = failed
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -139,9 +140,11 @@ func TestLinks(t *testing.T) {
 		route add 10.42.0.12 dev tap0
 	`)
 	bridged := lab.ForTest(t, lab.Topology{Kind: lab.Bridge})
-	pod(t, bridged, "b", "10.42.0.11", "fd42::11")
+	b := pod(t, bridged, "b", "10.42.0.11", "fd42::11")
 	ip(t, bridged, `link add lan type bridge
 		link set lan up
+		link add lan0 type veth peer name lan1
+		link set lan0 master lan
 		addr add 10.70.0.1/24 dev lan
 		route add default via 10.70.0.254 metric 50
 	`)
@@ -167,8 +170,8 @@ func TestLinks(t *testing.T) {
 		{routed, "10.62.0.1", PodLink{}, "no route"},
 		{routed, "10.63.0.1", PodLink{}, "no route"},
 		{routed, "fd62::1", PodLink{}, "no route"},
-		{bridged, "10.42.0.11", PodLink{Interface: "cni0", Kind: "bridge", Bridge: true}, ""},
-		{bridged, "fd42::11", PodLink{Interface: "cni0", Kind: "bridge", Bridge: true}, ""},
+		{bridged, "10.42.0.11", PodLink{Interface: "cni0", Kind: "bridge", Bridge: true, Ports: []string{b.HostInterface}}, ""},
+		{bridged, "fd42::11", PodLink{Interface: "cni0", Kind: "bridge", Bridge: true, Ports: []string{b.HostInterface}}, ""},
 		{bridged, "10.70.0.7", PodLink{Interface: "lan", Kind: "bridge", Bridge: true, Uplink: true}, ""},
 	} {
 		var got []PodLink
@@ -184,7 +187,7 @@ func TestLinks(t *testing.T) {
 		if l.Interface == "lo" {
 			l.Uplink = false // an unreachable IPv6 default leaves by lo
 		}
-		if l != c.want {
+		if !reflect.DeepEqual(l, c.want) {
 			t.Errorf("%s: %+v, want %+v", c.addr, l, c.want)
 		}
 		if why := l.Unenforceable(); (why == "") != (c.problem == "") || !strings.Contains(why, c.problem) {

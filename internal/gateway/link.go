@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -17,6 +18,7 @@ type PodLink struct {
 	Index     int        // of the interface
 	Kind      string     // IFLA_INFO_KIND: veth, bridge, macvlan, ...; empty for hardware and lo
 	Bridge    bool       // the interface is a Linux bridge
+	Ports     []string   // of a bridge that has none but those that pods hang on, sorted; nil for a bridge that the LAN is on: with a network card, or an uplink
 	Uplink    bool       // a default route leaves here too
 	Via       netip.Addr // the next hop, if there is one
 	Own       bool       // the address is the gateway's own
@@ -61,7 +63,9 @@ func Links(ctx context.Context, addrs []netip.Addr) ([]PodLink, error) {
 		if !ok {
 			continue // made since the list was read: a change that Watch tells
 		}
-		l.Uplink = uplinks[h.link]
+		if l.Uplink = uplinks[h.link]; l.Uplink {
+			l.Ports = nil // the LAN is behind one of them
+		}
 		l.Via, l.Own = h.via, r.typ == unix.RTN_LOCAL
 		links[i] = l
 	}
@@ -111,12 +115,16 @@ func interfaces(c *netlink.Conn) (map[int]PodLink, error) {
 		return nil, err
 	}
 	all := make(map[int]PodLink, len(msgs))
+	masters := map[int]int{} // of ports, by index
 	for _, m := range msgs {
 		var l PodLink
+		master := 0
 		err := attributes(m.Data, unix.SizeofIfInfomsg, func(ad *netlink.AttributeDecoder) {
 			switch ad.Type() {
 			case unix.IFLA_IFNAME:
 				l.Interface = ad.String()
+			case unix.IFLA_MASTER:
+				master = int(ad.Uint32())
 			case unix.IFLA_LINKINFO:
 				ad.Nested(func(ad *netlink.AttributeDecoder) error {
 					for ad.Next() {
@@ -134,9 +142,28 @@ func interfaces(c *netlink.Conn) (map[int]PodLink, error) {
 		l.Index = int(binary.NativeEndian.Uint32(m.Data[4:]))
 		l.Bridge = l.Kind == "bridge"
 		all[l.Index] = l
+		masters[l.Index] = master
+	}
+	mixed := map[int]bool{}
+	for port, master := range masters {
+		if bridge := all[master]; bridge.Bridge {
+			bridge.Ports = append(bridge.Ports, all[port].Interface)
+			slices.Sort(bridge.Ports)
+			all[master] = bridge
+			mixed[master] = mixed[master] || !podKinds[all[port].Kind]
+		}
+	}
+	for index, is := range mixed {
+		if bridge := all[index]; is {
+			bridge.Ports = nil
+			all[index] = bridge
+		}
 	}
 	return all, nil
 }
+
+// podKinds are the kinds of interfaces that end in a pod.
+var podKinds = map[string]bool{"veth": true, "tun": true, "netkit": true}
 
 // Unenforceable says why the traffic of a pod there does not pass the
 // gateway's filter, or not all of it (S34), and what would be right; "" where
@@ -155,7 +182,7 @@ func (l PodLink) Unenforceable() string {
 		return fmt.Sprintf("it is reached out of the uplink %s: it is on the network outside, and its traffic there does not pass this gateway's filter", l.Interface)
 	}
 	switch l.Kind {
-	case "veth", "tun", "netkit":
+	case "veth", "tun", "netkit": // podKinds
 		return ""
 	case "macvlan", "macvtap", "ipvlan", "ipvtap":
 		return fmt.Sprintf("it is on %s, a %s interface, whose traffic does not pass the gateway's filter: attach the pod by a veth pair, routed or on a bridge", l.Interface, l.Kind)

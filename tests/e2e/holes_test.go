@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -13,8 +14,7 @@ import (
 // The holes that designs of this table had, each a test. Those that can only be
 // closed where the pods' interfaces are known wait for a source that knows them:
 //
-//   - on a bridge, link-local to link-local, multicast and broadcast to a pod,
-//     and frames tagged with VLAN 0;
+//   - on a bridge, link-local to link-local, multicast and broadcast to a pod;
 //   - a pod's link-local address to the gateway's, past egress;
 //   - traffic of pods that nobody knows yet (hold), and its place before the
 //     verdict maps;
@@ -190,4 +190,47 @@ func TestHoleInvalidIsNoReason(t *testing.T) {
 			w.t.Errorf("conntrack called %d of the 14 packets invalid: the test does not test it", got)
 		}
 	})
+}
+
+// Hole 3: a VLAN tag, with which a frame passes the bridge unseen by the inet
+// hooks. It is dropped between the ports of a bridge that carries pods, and on
+// no other.
+func TestHoleVLANTags(t *testing.T) {
+	w := newWorld(t, topologies[1], "")
+	w.pods(web, client)
+	tagged := func(src, dst string) lab.Probe {
+		p := flowOf(src, dst)
+		p.VLAN0 = true
+		return p
+	}
+	probes := []lab.Probe{tagged("10.42.0.11", "10.42.0.12"), tagged("fd42::11", "fd42::12")}
+	w.fate("without the daemon", []bool{true, true}, probes...)
+	w.must(w.Start())
+	w.enforce(denyWeb)
+	w.fate("with it", []bool{false, false}, probes...)
+	w.healthy()
+
+	w.gw("nft", "delete", "table", "bridge", "edgepolicyd")
+	w.eventually("the table is put right", func() bool { return strings.Contains(w.tables(), "table bridge edgepolicyd") })
+	w.fate("again", []bool{false, false}, probes...)
+
+	// A network card makes it a bridge of the LAN, where tags are others' business.
+	w.gw("ip", "link", "add", "link", lab.UplinkName, "name", "mac0", "type", "macvlan")
+	w.gw("ip", "link", "set", "mac0", "master", "cni0")
+	w.eventually("tags pass on a bridge with other ports", func() bool { return w.reach(probes[0]) })
+	w.gw("ip", "link", "del", "mac0")
+	w.eventually("and not without them", func() bool { return !w.reach(probes[0]) })
+
+	w.must2(w.Run("flush"))
+	if got := w.tables(); got != "" {
+		t.Errorf("after flush: %s", got)
+	}
+	w.must(w.Reload())
+	w.fate("after flush and reload", []bool{false, false}, probes...)
+	w.must(w.Kill())
+	w.fate("after the daemon's death", []bool{false, false}, probes...)
+	w.must2(w.Run("flush"))
+	if got := w.tables(); got != "" {
+		t.Errorf("after flush without a daemon: %s", got)
+	}
 }
