@@ -21,8 +21,9 @@ func (a *app) planCommand() *cobra.Command {
 		Use:   "plan [PATH...]",
 		Short: "Print the table that files would give",
 		Long: `Print the nftables table that the policies in files or folders (default: the
-configured directory) would give, as text that nft -c -f - accepts. With --diff,
-print how it differs from what the running daemon enforces.`,
+configured directory) would give, as text that nft -c -f - accepts (where the
+daemon runs: unshare -n nft -c -f -, as the kernel keeps the table for it). With
+--diff, print how it differs from what the running daemon enforces.`,
 		Example: `  edgepolicyd plan --pod default/broker policies/
   edgepolicyd plan --diff`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.plan(cmd.Context(), args, pod, diff) },

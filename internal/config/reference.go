@@ -15,10 +15,10 @@ type Entry struct {
 
 // keys are all keys of the configuration, in the order of documents.
 var keys = []Entry{
-	{Key: "sources.directory.path", Meaning: "Directory of Kubernetes manifests (NetworkPolicy, Pod, Namespace, List) in files ending in .yaml, .yml or .json. It is watched; subdirectories are not read."},
+	{Key: "sources.directory.path", Meaning: "Directory of Kubernetes manifests (NetworkPolicy, Pod, Namespace, List) in files ending in .yaml, .yml or .json. It is watched; subdirectories are not read. Files of other users than root and the daemon's, and those that group or others may write, are refused; a directory that they may write is warned of, as they could take policies away (chmod go-w)."},
 	{Key: "stateDir", Meaning: "Directory in which the last good input is kept, so that it is enforced after a restart before anything else is read."},
 	{Key: "socket", Meaning: "Unix socket on which the daemon answers the other commands (status, reload, flush)."},
-	{Key: "table", Meaning: "Name of the nftables table, of family inet. The daemon writes no other table. At most 64 letters, digits and underscores."},
+	{Key: "table", Meaning: "Name of the nftables table, of family inet. The daemon writes no other table, but for a small one of family bridge and the same name where pods are on a bridge. At most 64 letters, digits and underscores. Before this is changed, `edgepolicyd flush`: a table of the old name stays in force beside the new one, with nobody to keep it up to date."},
 	{Key: "log.level", Meaning: "Least level that is logged to standard error: debug, info, warn or error."},
 	{Key: "ipBlockMatchesPods", Meaning: "Whether an ipBlock matches addresses whoever owns them, pods included, as the Kubernetes conformance tests expect. With false it matches only addresses that are no pod's."},
 	{Key: "denied", Meaning: "What becomes of a denied packet: drop (silently), or reject (the sender gets a TCP reset or an ICMP error, and need not wait for a timeout)."},
