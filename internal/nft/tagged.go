@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -28,7 +29,8 @@ func DropTagged(table string, ports []string) error {
 	}
 	defer c.CloseLasting()
 	t := &nftables.Table{Name: table, Family: nftables.TableFamilyBridge}
-	set := &nftables.Set{Table: t, Name: bridgeSet, KeyType: nftables.TypeIFName}
+	// nft prints names only of a set whose keys are in host order.
+	set := &nftables.Set{Table: t, Name: bridgeSet, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	there, err := c.ListTableOfFamily(table, nftables.TableFamilyBridge)
 	switch {
 	case errors.Is(err, unix.ENOENT) || err == nil && there == nil:

@@ -209,6 +209,9 @@ func TestHoleVLANTags(t *testing.T) {
 	w.enforce(denyWeb)
 	w.fate("with it", []bool{false, false}, probes...)
 	w.healthy()
+	if listed := w.gw("nft", "list", "table", "bridge", "edgepolicyd"); !strings.Contains(listed, w.names["web"].HostInterface) {
+		t.Errorf("a person can't read which ports these are:\n%s", listed)
+	}
 
 	w.gw("nft", "delete", "table", "bridge", "edgepolicyd")
 	w.eventually("the table is put right", func() bool { return strings.Contains(w.tables(), "table bridge edgepolicyd") })
