@@ -41,7 +41,10 @@ func DropTagged(table string, ports []string) error {
 		return fmt.Errorf("look for table bridge %s: %w", table, err)
 	default:
 		have, err := c.GetSetElements(set)
-		if err != nil {
+		switch {
+		case err != nil && len(ports) == 0:
+			return nil // another program's
+		case err != nil:
 			return fmt.Errorf("table bridge %s: %w", table, ErrForeign)
 		}
 		if len(ports) == 0 {
