@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -171,12 +172,31 @@ func (c *Conn) apply(t ruleset.Transaction) error {
 			c.conn.AddChain(c.chain(op.Chain))
 		}
 	}
-	for _, op := range t {
+	small := unreachable(t)
+	for i, op := range t {
+		if small && i%batchSize == 0 {
+			if err := c.conn.Flush(); err != nil {
+				return err
+			}
+		}
 		if err := c.queue(op); err != nil {
 			return err
 		}
 	}
 	return c.conn.Flush()
+}
+
+// batchSize is how many operations of a large transaction go to the kernel at a
+// time, where that is no difference: a whole table's messages are more memory
+// than all that the daemon needs otherwise.
+const batchSize = 64
+
+// unreachable says that a transaction only makes what no packet can come to: its
+// parts may come one after the other.
+func unreachable(t ruleset.Transaction) bool {
+	return !slices.ContainsFunc(t, func(op ruleset.Op) bool {
+		return op.Kind > ruleset.AddChain || op.Chain != nil && op.Chain.Hook != nil
+	})
 }
 
 // queue adds one operation's messages to the batch.

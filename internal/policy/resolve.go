@@ -74,6 +74,7 @@ type policyState struct {
 	policy   *inventory.Policy
 	selected podSet
 	peers    [2][][]podSet // by direction, rule, peer
+	named    [2][]bool     // by direction and rule: it names a port
 	everyone [2]bool       // a rule of the direction depends on all pods: a named port without peers
 	blocks   [2]bool       // a rule of the direction has an ipBlock
 	version  [2]uint64     // counts changes of what the rules of a direction resolve to
@@ -185,9 +186,11 @@ func newPolicyState(p *inventory.Policy) *policyState {
 	st := &policyState{policy: p}
 	for _, d := range inventory.Directions {
 		st.peers[d] = make([][]podSet, len(p.Rules[d]))
+		st.named[d] = make([]bool, len(p.Rules[d]))
 		for i, rule := range p.Rules[d] {
 			st.peers[d][i] = make([]podSet, len(rule.Peers))
-			if len(rule.Peers) == 0 && d == inventory.Egress && hasNamed(rule) {
+			st.named[d][i] = hasNamed(rule)
+			if len(rule.Peers) == 0 && d == inventory.Egress && st.named[d][i] {
 				st.everyone[d] = true
 			}
 			for _, peer := range rule.Peers {
@@ -232,6 +235,9 @@ func (r *Resolver) match(st *policyState, pod *podState) {
 		touched := st.everyone[d]
 		for i, rule := range st.policy.Rules[d] {
 			for j := range rule.Peers {
+				if rule.Peers[j].Block != nil && !st.named[d][i] {
+					continue // whose addresses are in it does not matter
+				}
 				in := !gone && r.isPeer(st.policy, &rule.Peers[j], pod)
 				was := st.peers[d][i][j].has(pod.slot)
 				st.peers[d][i][j].put(pod.slot, in)

@@ -163,6 +163,9 @@ func (b *sideBuilder) rule(p *policyState, i int) {
 		if block != nil && (everything || len(numeric) > 0) {
 			b.group(numeric, b.r.blockRanges(block), origin)
 		}
+		if block != nil && len(named) == 0 {
+			continue
+		}
 		for _, pod := range b.r.slots {
 			if pod == nil || !p.peers[d][i][j].has(pod.slot) {
 				continue
