@@ -59,7 +59,6 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	}
 	store := state.New(string(cfg.StateDir), log)
 	saved, err := store.Load()
-	stateLost := err != nil
 	if err != nil {
 		log.Error("the saved state can't be used; going on with what the directory gives", "error", err)
 	}
@@ -71,7 +70,7 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 		return known
 	}
 	e := enforce.New(enforce.Config{
-		Table: string(cfg.Table), Options: cfg.Options(), Store: store, Log: log, Version: version, StateLost: stateLost,
+		Table: string(cfg.Table), Options: cfg.Options(), Store: store, Log: log, Version: version, StateLost: saved.Empty(),
 		Sources: []source.Source{directory.New(string(cfg.Sources.Directory.Path), last, log)},
 	})
 	notify := status.NewNotifier(os.Getenv)

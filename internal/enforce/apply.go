@@ -261,6 +261,9 @@ func (e *Enforcer) check() {
 // save hands what the sources know to the goroutine that writes it: a slow disk
 // must not keep the kernel waiting. Only the newest matters.
 func (e *Enforcer) save() {
+	if e.holds {
+		return // what the table holds is more than what is known
+	}
 	s := state.State{Sources: map[string]inventory.Objects{}}
 	for name, r := range e.reports {
 		s.Sources[name] = r.Objects

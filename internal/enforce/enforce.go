@@ -36,7 +36,7 @@ type Config struct {
 	Store   *state.Store    // nil: nothing is kept
 	Log     *slog.Logger
 	Version string // of the daemon, for status
-	// StateLost: there is a saved state, and it can't be used.
+	// StateLost: no saved state can be used.
 	StateLost bool
 }
 
@@ -136,20 +136,9 @@ const checkEvery = 5 * time.Second
 func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for _, s := range e.cfg.Sources {
-		r, err := s.Refresh(ctx)
-		if err != nil {
-			return fmt.Errorf("source %s: %w", s.Name(), err)
-		}
-		e.take(r)
-	}
 	reports := make(chan source.Report)
-	for _, s := range e.cfg.Sources {
-		go func() {
-			if err := s.Run(ctx, reports); err != nil && ctx.Err() == nil {
-				e.log.Error("source stopped; what it knew stays in force", "source", s.Name(), "error", err)
-			}
-		}()
+	if err := e.startSources(ctx, reports); err != nil {
+		return err
 	}
 	facts := make(chan struct{}, 1)
 	go e.watchGateway(ctx, facts)
@@ -167,35 +156,20 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	e.update()
 	e.reloaded = e.snapshot
 
-	retry, wait := time.NewTimer(retryMost), time.Duration(0)
-	retry.Stop()
-	settled := e.updates - 1
-	settle := func() { // after an update: tell who waits for the first, or try again
-		if settled == e.updates {
-			return // a question that changed nothing must not put a retry off
-		}
-		settled = e.updates
+	r := newRetry()
+	check := time.NewTicker(checkEvery)
+	defer check.Stop()
+	for {
 		if e.applyErr == nil && ready != nil {
 			ready()
 			ready = nil
 		}
-		if e.applyErr == nil && e.gatewayErr == nil && e.linksErr == nil {
-			wait = 0
-			retry.Stop()
-			return
-		}
-		wait = min(max(retryFirst, 2*wait), retryMost)
-		retry.Reset(wait)
-	}
-	settle()
-	check := time.NewTicker(checkEvery)
-	defer check.Stop()
-	for {
+		r.after(e.updates, e.applyErr == nil && e.gatewayErr == nil && e.linksErr == nil)
 		select {
 		case <-ctx.Done():
 			return nil
-		case r := <-reports:
-			if e.take(r) {
+		case report := <-reports:
+			if e.take(report) {
 				e.update()
 			}
 		case <-facts:
@@ -206,11 +180,57 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 			q.done <- answer{changes, err}
 		case <-check.C:
 			e.check()
-		case <-retry.C:
+		case <-r.timer.C:
 			e.update()
 		}
-		settle()
 	}
+}
+
+// startSources reads each source once and has all of them followed.
+func (e *Enforcer) startSources(ctx context.Context, reports chan<- source.Report) error {
+	for _, s := range e.cfg.Sources {
+		r, err := s.Refresh(ctx)
+		if err != nil {
+			return fmt.Errorf("source %s: %w", s.Name(), err)
+		}
+		e.take(r)
+	}
+	for _, s := range e.cfg.Sources {
+		go func() {
+			if err := s.Run(ctx, reports); err != nil && ctx.Err() == nil {
+				e.log.Error("source stopped; what it knew stays in force", "source", s.Name(), "error", err)
+			}
+		}()
+	}
+	return nil
+}
+
+// retry is when to try again what failed: soon at first, then less often.
+type retry struct {
+	timer *time.Timer
+	wait  time.Duration
+	seen  int // of Enforcer.updates
+}
+
+func newRetry() *retry {
+	r := &retry{timer: time.NewTimer(retryMost)}
+	r.timer.Stop()
+	return r
+}
+
+// after sets the timer by how the last update went. A question to the loop, which
+// updated nothing, does not put a retry off.
+func (r *retry) after(updates int, well bool) {
+	switch {
+	case updates == r.seen:
+	case well:
+		r.wait = 0
+		r.timer.Stop()
+	default:
+		r.wait = min(max(retryFirst, 2*r.wait), retryMost)
+		r.timer.Reset(r.wait)
+	}
+	r.seen = updates
 }
 
 // take keeps a report if it is newer than the one that is known.

@@ -125,6 +125,9 @@ func decode(data []byte) (Saved, error) {
 	return Saved{b.Sources}, nil
 }
 
+// Empty says that nothing was saved, or nothing of it is sound.
+func (s Saved) Empty() bool { return len(s.sources) == 0 }
+
 // Objects gives what a source knew last. The error names the objects that are
 // left out, as they are not valid any more: a later daemon may validate more
 // strictly.
