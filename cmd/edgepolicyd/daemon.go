@@ -34,9 +34,6 @@ func healthError(health string) error {
 	return errPrinted
 }
 
-// maxReload is the longest that the daemon lets a reload take.
-const maxReload = 10 * time.Minute
-
 func (a *app) reloadCommand() *cobra.Command {
 	timeout := 5 * time.Second
 	c := &cobra.Command{
@@ -47,8 +44,8 @@ return when the kernel has the result: prints the generation and what changed.
 A daemon that was flushed enforces again.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if timeout <= 0 || timeout > maxReload {
-				return fmt.Errorf("%w: --timeout %s: it is more than 0 and at most %s, such as 5s", errUsage, timeout, maxReload)
+			if timeout <= 0 || timeout > status.MaxReload {
+				return fmt.Errorf("%w: --timeout %s: it is more than 0 and at most %s, such as 5s", errUsage, timeout, status.MaxReload)
 			}
 			client, err := a.client()
 			if err != nil {

@@ -78,7 +78,7 @@ func (e *Enforcer) applyOnce() error {
 	if change.Empty() {
 		return nil
 	}
-	if e.holds = e.cfg.StateLost && e.generation == 0 && len(e.actual.Chains) > 0 && e.unsure(); e.holds {
+	if e.holds = len(e.actual.Chains) > 0 && e.tableIsAllThatIsKnown(); e.holds {
 		return nil
 	}
 	before, err := e.kernel.Generation()
@@ -221,10 +221,13 @@ func (e *Enforcer) noteGeneration(want uint32) {
 	e.gen = gen
 }
 
-// unsure says that something is not in force as written and nobody knows what was
-// in force before: the saved state is lost. A table that was found in the kernel is
-// then the best that is known (S9, S31).
-func (e *Enforcer) unsure() bool {
+// tableIsAllThatIsKnown says that something is not in force as written, nobody
+// knows what was in force before, as the saved state is lost, and nothing was
+// applied yet: what is found in the kernel is the best that is known (S9, S31).
+func (e *Enforcer) tableIsAllThatIsKnown() bool {
+	if !e.cfg.StateLost || e.generation > 0 {
+		return false
+	}
 	for _, r := range e.reports {
 		if r.Err != nil || slices.ContainsFunc(r.Rejected, func(x source.Rejected) bool { return !x.Kept }) {
 			return true

@@ -73,7 +73,7 @@ type Enforcer struct {
 	generation    uint64
 	lastApply     time.Time
 	applyErr      error
-	holds         bool                   // a table that was found is left as it is, see unsure
+	holds         bool                   // a table that was found is left as it is, see tableIsAllThatIsKnown
 	gatewayErr    error                  // the gateway's addresses or next hops can't be read
 	linksErr      error                  // the pods' routes, or other programs' flow tables, can't be read
 	stateErr      atomic.Pointer[string] // of the last save, empty if it went well
@@ -272,7 +272,10 @@ func (e *Enforcer) Alive() bool {
 // often in force before he asks.
 func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
 	_, err := e.ask(ctx, func() ([]string, error) { // whatever becomes of the rest, enforcement goes on
-		e.flushed = nil
+		if e.flushed != nil {
+			e.flushed = nil
+			e.update()
+		}
 		return nil, nil
 	})
 	if err != nil {

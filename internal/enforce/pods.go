@@ -2,7 +2,6 @@ package enforce
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -38,7 +37,9 @@ func (e *Enforcer) lookAtPods() {
 		ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
 		links, err := gateway.Links(ctx, missing)
 		cancel()
-		e.linksErr = err
+		if e.linksErr = err; err != nil {
+			return // what was switched on and known last stays; health says why
+		}
 		for i, l := range links {
 			e.links[missing[i]] = l
 		}
@@ -46,11 +47,10 @@ func (e *Enforcer) lookAtPods() {
 	if fresh || len(missing) > 0 {
 		e.filterBridges()
 		offloaded, err := nft.Offloaded()
-		e.linksErr = errors.Join(e.linksErr, err)
+		if e.linksErr = err; err != nil {
+			return
+		}
 		e.offloaded = offloaded
-	}
-	if e.linksErr != nil {
-		return // the last known ones stay; health says why
 	}
 	e.unenforceable = nil
 	for _, p := range e.snapshot.Pods {
@@ -78,11 +78,14 @@ func (e *Enforcer) unenforceableBy(l gateway.PodLink) string {
 
 // filterBridges switches netfilter on for the bridges that carry pods, and keeps
 // frames with a VLAN tag, which netfilter would not see, from going between their
-// ports (S26); on a bridge with a network card tags are the LAN's business. It looks at them after each change of the gateway's links, so that a
-// bridge that was made anew, or that someone changed, is found.
+// ports (S26); on a bridge with a network card tags are the LAN's business. It
+// looks at them after each change of the gateway's links, so that a bridge that was
+// made anew, or that someone changed, is found.
 func (e *Enforcer) filterBridges() {
 	carry := map[string]gateway.PodLink{}
+	pods := false
 	for _, p := range e.snapshot.Pods {
+		pods = pods || p.Enforceable()
 		for _, a := range p.Addresses {
 			if l := e.links[a]; l.Bridge {
 				carry[l.Interface] = l
@@ -100,7 +103,9 @@ func (e *Enforcer) filterBridges() {
 		}
 		ports = append(ports, carry[name].Ports...)
 	}
-	if e.flushed == nil {
+	// Pods whose route is gone, or that nobody can tell of now, may be there still.
+	known := len(carry) > 0 || !pods && !e.tableIsAllThatIsKnown()
+	if e.flushed == nil && known {
 		slices.Sort(ports)
 		if err := nft.DropTagged(e.cfg.Table, ports); err != nil {
 			failed = append(failed, fmt.Sprintf("pods on one bridge can reach each other with VLAN tags: %v", err))

@@ -19,6 +19,7 @@ type published struct {
 	status   status.Status
 	snapshot *inventory.Snapshot
 	table    *ruleset.Table // what the kernel holds, nil if that is nothing
+	holds    bool           // and that is not what the snapshot gives
 }
 
 // version is the content of a policy and when it came into force.
@@ -65,7 +66,7 @@ func (e *Enforcer) publish() {
 	e.publishSources(&s)
 	s.Health, s.Reasons = e.health(&s)
 	e.tell(&s)
-	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual})
+	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual, holds: e.holds})
 }
 
 // tell logs what is new since the last time: each problem and warning once, and
@@ -226,7 +227,7 @@ func present(table string) (bool, error) {
 // if the kernel does not enforce it.
 func (e *Enforcer) Snapshot() (*inventory.Snapshot, inventory.Options, error) {
 	p := e.published.Load()
-	if p.status.Health == status.Failed {
+	if p.status.Health == status.Failed || p.holds {
 		return nil, inventory.Options{}, fmt.Errorf("what is known is not enforced: %s; name files to ask about those", p.status.Reasons[0])
 	}
 	o := e.cfg.Options

@@ -17,6 +17,9 @@ const (
 	bridgeChain = "forward"
 )
 
+// tagTypes are the EtherTypes of frames with a VLAN tag: 802.1Q and 802.1ad.
+var tagTypes = [][]byte{{0x81, 0x00}, {0x88, 0xa8}}
+
 // DropTagged keeps frames with a VLAN tag (802.1Q and 802.1ad, VLAN 0 included)
 // from going from the given bridge ports, which are sorted, to other ports:
 // br_netfilter shows the inet hooks untagged frames only, so that a tag would lead
@@ -51,7 +54,8 @@ func DropTagged(table string, ports []string) error {
 			c.DelTable(t)
 			return c.Flush()
 		}
-		if slices.Equal(interfaceNames(have), ports) {
+		rules, err := c.GetRules(t, &nftables.Chain{Table: t, Name: bridgeChain})
+		if err == nil && len(rules) == len(tagTypes) && slices.Equal(interfaceNames(have), ports) {
 			return nil
 		}
 		c.FlushSet(set)
@@ -75,7 +79,7 @@ func DropTagged(table string, ports []string) error {
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(-200),
 	})
 	c.FlushChain(chain)
-	for _, ethertype := range [][]byte{{0x81, 0x00}, {0x88, 0xa8}} {
+	for _, ethertype := range tagTypes {
 		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 			&expr.Lookup{SourceRegister: 1, SetName: bridgeSet},

@@ -22,8 +22,10 @@ const (
 	maxRequest = 1 << 20          // bytes of a request's body
 	readTime   = 5 * time.Second  // to read a request
 	answerTime = 60 * time.Second // to work and to write the answer, beside a reload's own time
-	maxReload  = 10 * time.Minute // that a reload may be asked to take
 )
+
+// MaxReload is the longest that a reload may be asked to take.
+const MaxReload = 10 * time.Minute
 
 // Listener is the claimed socket.
 type Listener struct {
@@ -199,8 +201,8 @@ func routes(d Daemon) http.Handler {
 // reload bounds the work by the time that the caller has.
 func reload(w http.ResponseWriter, r *http.Request, d Daemon) {
 	timeout, err := time.ParseDuration(r.URL.Query().Get("timeout"))
-	if err != nil || timeout <= 0 || timeout > maxReload {
-		fail(w, http.StatusBadRequest, fmt.Errorf("timeout %q: want a duration up to %s, such as 5s", r.URL.Query().Get("timeout"), maxReload))
+	if err != nil || timeout <= 0 || timeout > MaxReload {
+		fail(w, http.StatusBadRequest, fmt.Errorf("timeout %q: want a duration up to %s, such as 5s", r.URL.Query().Get("timeout"), MaxReload))
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)

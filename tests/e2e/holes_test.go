@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -216,6 +217,8 @@ func TestHoleVLANTags(t *testing.T) {
 	w.gw("nft", "delete", "table", "bridge", "edgepolicyd")
 	w.eventually("the table is put right", func() bool { return strings.Contains(w.tables(), "table bridge edgepolicyd") })
 	w.fate("again", []bool{false, false}, probes...)
+	w.gw("nft", "flush", "chain", "bridge", "edgepolicyd", "forward")
+	w.eventually("its rules are put right", func() bool { return !w.reach(probes[0]) })
 
 	// A network card makes it a bridge of the LAN, where tags are others' business.
 	w.gw("ip", "link", "add", "link", lab.UplinkName, "name", "mac0", "type", "macvlan")
@@ -232,6 +235,20 @@ func TestHoleVLANTags(t *testing.T) {
 	w.fate("after flush and reload", []bool{false, false}, probes...)
 	w.must(w.Kill())
 	w.fate("after the daemon's death", []bool{false, false}, probes...)
+
+	// Neither state nor directory: the tables are all that is known.
+	w.must(os.RemoveAll(w.State))
+	w.must(os.Rename(w.Dir, w.Dir+".away"))
+	w.must(w.Start())
+	w.fate("nobody knows of the pods", []bool{false, false}, probes...)
+	if out, errs, code, err := w.Run("matrix"); err != nil || code != 1 || !strings.Contains(errs, "not enforced") {
+		t.Errorf("matrix of what nobody knows: %v, exit code %d: %s%s", err, code, out, errs)
+	}
+	w.must(os.Rename(w.Dir+".away", w.Dir))
+	w.must(w.Reload())
+	w.healthy()
+	w.fate("known again", []bool{false, false}, probes...)
+	w.must(w.Kill())
 	w.must2(w.Run("flush"))
 	if got := w.tables(); got != "" {
 		t.Errorf("after flush without a daemon: %s", got)
