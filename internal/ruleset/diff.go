@@ -76,8 +76,8 @@ func Diff(actual, desired *Table) Change {
 			again = true
 		}
 	}
-	if d.restricts && len(actual.Chains) > 0 {
-		d.bump()
+	if d.restricts && len(actual.Chains) > 0 && d.target.Mark == actual.Mark {
+		d.bump() // else the epoch is another already, chosen as one that no connection carries
 	}
 	change := Change{Target: d.target, Restricts: d.restricts}
 	for _, t := range d.transactions {

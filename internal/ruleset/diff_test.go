@@ -230,3 +230,27 @@ func followed(states []*Table, p Packet) string {
 	}
 	return ""
 }
+
+// A table with another mask gets the epoch that was chosen for it, since no
+// connection carries that one; the next change bumps it.
+func TestAnotherMaskKeepsItsEpoch(t *testing.T) {
+	c := cluster.Generate(cluster.Config{Seed: 1})
+	s, err := c.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := inventory.DefaultOptions()
+	list := policy.NewResolver(&o).Update(s)
+	compile := func(m Mark) *Table { return NewCompiler("t", &o).Compile(list, m) }
+	actual := Diff(nil, compile(Mark{0xff000000, 0x05000000})).Target
+	chosen := Mark{0x00f00000, 0x00300000}
+	o.MarkMask = chosen.Mask
+	change := Diff(actual, compile(chosen))
+	if !change.Restricts || change.Target.Mark != chosen || change.Target.MarkInForce() != chosen {
+		t.Errorf("another mask: restricts %v, mark %x, in force %x; want %x", change.Restricts, change.Target.Mark, change.Target.MarkInForce(), chosen)
+	}
+	next := Diff(change.Target, NewCompiler("t", &o).Compile(nil, chosen))
+	if want := (Mark{0x00f00000, 0x00400000}); !next.Restricts || next.Target.Mark != want {
+		t.Errorf("the next change: restricts %v, mark %x; want %x", next.Restricts, next.Target.Mark, want)
+	}
+}
