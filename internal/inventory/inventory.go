@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -49,16 +50,21 @@ const (
 
 // Origin says where an object was read.
 type Origin struct {
-	Source string `json:"source"`           // "directory", later "api", "kubelet", "cni"
+	Source string `json:"source"`           // "directory", "cni", "kubelet" or "api"
 	File   string `json:"file,omitempty"`   // path of the file, where there is one
 	Line   int    `json:"line,omitempty"`   // line of the document's first key, from 1
 	Column int    `json:"column,omitempty"` // from 1
+	// Pod is the pod, "namespace/name", in whose annotation a policy was found
+	// (edgepolicy.io/network-policies). It applies to that pod alone.
+	Pod string `json:"pod,omitempty"`
 }
 
 // String gives "file:line", the file alone for a whole file, or the source's name
 // where there is no file.
 func (o Origin) String() string {
 	switch {
+	case o.Pod != "":
+		return fmt.Sprintf("%s, annotation of pod %s", o.Source, o.Pod)
 	case o.File == "":
 		return o.Source
 	case o.Line == 0:
@@ -151,18 +157,41 @@ type NamedPort struct {
 	Port     uint16
 }
 
-// Pod is a pod of this gateway.
+// Pod is a pod: of this gateway, or of another node.
 type Pod struct {
 	Head
+	// UID is metadata.uid as the kubelet knows it: of the API's mirror of a static
+	// pod it is the annotation kubernetes.io/config.mirror. It tells two pods of one
+	// name apart.
+	UID         string
+	Node        string // spec.nodeName
 	Labels      labels.Set
 	Addresses   []netip.Addr // status.podIPs, else status.podIP; sorted, unmapped, without zones
 	Ports       []NamedPort
 	HostNetwork bool
 	Phase       string // status.phase: "", Pending, Running, Succeeded, Failed, Unknown
+	// Remote: it runs on another node. Selectors reach it, policies do not apply to
+	// it here.
+	Remote bool
+	// Attachments are the pod's networks as CNI results tell them, sorted by
+	// Sandbox and Network; of a pod that is being replaced there can be those of two
+	// sandboxes.
+	Attachments []Attachment
+}
+
+// Attachment is what one CNI result says: a sandbox in one network.
+type Attachment struct {
+	Sandbox    string       // the CNI container ID; it tells two lives of a pod apart
+	Network    string       // name of the CNI network
+	UID        string       // of the pod (K8S_POD_UID), empty where the runtime does not say
+	Addresses  []netip.Addr // sorted, unmapped
+	Interfaces []string     // the ends in the gateway's namespace; none for macvlan and the like
+	Written    time.Time    // when the result was written, by the wall clock
 }
 
 // Enforceable says whether policies apply to the pod and selectors reach it
-// (S6): it has a network of its own, has not ended, and has an address.
+// (S6): it has a network of its own, has not ended, and has an address. Of a
+// Remote pod it says only the latter.
 func (p *Pod) Enforceable() bool {
 	return p.Selectable() && len(p.Addresses) > 0
 }
@@ -215,6 +244,14 @@ type Policy struct {
 	Selector labels.Selector // spec.podSelector
 	Isolates [2]bool         // spec.policyTypes, by Direction
 	Rules    [2][]Rule       // spec.ingress and spec.egress, by Direction; they count only where Isolates does
+}
+
+// Selects says whether the policy applies to a pod (S3, S5), whichever direction
+// it isolates.
+func (p *Policy) Selects(pod *Pod) bool {
+	return pod.Key.Namespace == p.Key.Namespace && !pod.Remote &&
+		(p.Origin.Pod == "" || p.Origin.Pod == pod.Key.String()) &&
+		(p.Selector == nil || p.Selector.Matches(pod.Labels))
 }
 
 // Objects is what one source knows. The order is that of S10: of two objects

@@ -3,12 +3,13 @@ package manifest
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"os"
 	"reflect"
 	"strings"
 	"testing"
 
-	networkingv1 "k8s.io/api/networking/v1"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
 )
 
 // apiCase is one NetworkPolicy as it was sent to a real API server (1.35), with
@@ -107,13 +108,9 @@ func TestS08APIServer(t *testing.T) {
 			if c.Metadata == nil {
 				wantSpec(t, doc.Policy.JSON, want)
 			}
-			var np networkingv1.NetworkPolicy
-			if err := json.Unmarshal(text, &np); err != nil {
-				t.Fatal(err)
-			}
-			p, ds := Policy("api", &np)
-			if p == nil || string(p.JSON) != string(doc.Policy.JSON) {
-				t.Errorf("Policy differs from Decode: %v", ds)
+			served, ds := Served("api", inventory.KindPolicy, text)
+			if !served.Valid || string(served.Policy.JSON) != string(doc.Policy.JSON) {
+				t.Errorf("Served differs from Decode: %v", ds)
 			}
 		})
 	}
@@ -154,19 +151,15 @@ func wantSpec(t *testing.T, got []byte, want string) {
 	}
 }
 
-// TestS08APIServerTypes: Policy refuses what the types can carry and the API
+// TestS08APIServerTypes: Served refuses what the types can carry and the API
 // server refused.
 func TestS08APIServerTypes(t *testing.T) {
 	for _, c := range readAPICases(t) {
 		if c.Metadata != nil || c.CodeStrict != 422 || departures[c.Case].accept {
 			continue
 		}
-		np := networkingv1.NetworkPolicy{}
-		np.Name = "vcase"
-		if err := json.Unmarshal(c.Spec, &np.Spec); err != nil {
-			t.Fatal(err)
-		}
-		if p, _ := Policy("api", &np); p != nil {
+		text := fmt.Appendf(nil, `{"metadata":{"name":"vcase"},"spec":%s}`, c.Spec)
+		if doc, _ := Served("api", inventory.KindPolicy, text); doc.Valid {
 			t.Errorf("%s: accepted", c.Case)
 		}
 	}

@@ -79,7 +79,7 @@ type linter struct {
 func (l *linter) policy(p *inventory.Policy) {
 	spec := field.NewPath("spec")
 	selected := l.matching(func(pod *inventory.Pod) bool {
-		return pod.Key.Namespace == p.Key.Namespace && p.Selector.Matches(pod.Labels)
+		return p.Selects(pod)
 	})
 	own := func(ns string) bool { return ns == p.Key.Namespace }
 	if len(selected) == 0 && len(l.pods) > 0 && !p.Selector.Empty() {

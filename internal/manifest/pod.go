@@ -18,12 +18,30 @@ import (
 type podManifest struct {
 	APIVersion string    `json:"apiVersion"`
 	Kind       string    `json:"kind"`
-	Metadata   meta      `json:"metadata"`
+	Metadata   podMeta   `json:"metadata"`
 	Spec       podSpec   `json:"spec,omitzero"`
 	Status     podStatus `json:"status,omitzero"`
 }
 
+type podMeta struct {
+	Name      string            `json:"name"`
+	Namespace string            `json:"namespace,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	UID       anyText           `json:"uid,omitempty"`
+}
+
+// anyText is a text that nothing here depends on the form of: of a Pod whose node
+// is written as a number, nothing is lost.
+type anyText string
+
+// UnmarshalText takes whatever is there.
+func (t *anyText) UnmarshalText(text []byte) error {
+	*t = anyText(text)
+	return nil
+}
+
 type podSpec struct {
+	NodeName       anyText     `json:"nodeName,omitempty"`
 	HostNetwork    bool        `json:"hostNetwork,omitempty"`
 	InitContainers []container `json:"initContainers,omitempty"`
 	Containers     []container `json:"containers,omitempty"`
@@ -58,11 +76,16 @@ var phases = []string{"", "Pending", "Running", "Succeeded", "Failed", "Unknown"
 func (l *log) podObject(key inventory.Key, origin inventory.Origin) *inventory.Pod {
 	var m podManifest
 	(&reader{log: l, lenient: true}).read(l.node, nil, reflect.ValueOf(&m).Elem())
+	return l.pod(key, origin, m)
+}
+
+// pod validates and converts a Pod.
+func (l *log) pod(key inventory.Key, origin inventory.Origin, m podManifest) *inventory.Pod {
 	m.APIVersion, m.Kind, m.Metadata.Namespace = "v1", "Pod", key.Namespace // items of a PodList leave them out
-	l.metadata(m.Metadata, validation.IsDNS1123Subdomain)
+	l.metadata(meta{m.Metadata.Name, m.Metadata.Namespace, m.Metadata.Labels}, validation.IsDNS1123Subdomain)
 
 	pod := &inventory.Pod{
-		Head: inventory.Head{Key: key, Origin: origin}, Labels: labels.Set(m.Metadata.Labels),
+		Head: inventory.Head{Key: key, Origin: origin}, UID: string(m.Metadata.UID), Node: string(m.Spec.NodeName), Labels: labels.Set(m.Metadata.Labels),
 		HostNetwork: m.Spec.HostNetwork, Phase: m.Status.Phase,
 	}
 	spec := field.NewPath("spec")
@@ -158,6 +181,11 @@ func (l *log) addresses(s *podStatus) []netip.Addr {
 func (l *log) namespaceObject(key inventory.Key, origin inventory.Origin) *inventory.Namespace {
 	var m head
 	(&reader{log: l, lenient: true}).read(l.node, nil, reflect.ValueOf(&m).Elem())
+	return l.namespace(key, origin, m)
+}
+
+// namespace validates and converts a Namespace.
+func (l *log) namespace(key inventory.Key, origin inventory.Origin, m head) *inventory.Namespace {
 	m.APIVersion, m.Kind, m.Metadata.Namespace = "v1", "Namespace", ""
 	l.metadata(m.Metadata, validation.IsDNS1123Label)
 	if !l.valid() {

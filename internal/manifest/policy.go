@@ -55,18 +55,6 @@ func (l *log) policyObject(key inventory.Key, origin inventory.Origin) *inventor
 	return l.policy(key, origin, &m.Spec)
 }
 
-// Policy validates and converts a NetworkPolicy that was not read from text,
-// such as one of the API server's. It is nil when a diagnostic is an error.
-func Policy(source string, np *networkingv1.NetworkPolicy) (*inventory.Policy, []Diagnostic) {
-	key := inventory.Key{Namespace: np.Namespace, Name: np.Name}
-	if key.Namespace == "" {
-		key.Namespace = "default"
-	}
-	l := &log{tree: tree{object: "NetworkPolicy " + key.String()}}
-	l.metadata(meta{np.Name, key.Namespace, np.Labels}, validation.IsDNS1123Subdomain)
-	return l.policy(key, inventory.Origin{Source: source}, np.Spec.DeepCopy()), l.found
-}
-
 // policy defaults, validates and converts a spec, which it changes to its
 // canonical form. It stands for ValidateNetworkPolicySpec of the API server,
 // which no library offers.

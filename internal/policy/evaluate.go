@@ -166,8 +166,7 @@ func (j judge) isolating(pod *inventory.Pod, d inventory.Direction) []*inventory
 	var found []*inventory.Policy
 	for _, p := range j.s.Policies {
 		if p.Isolates[d] && // S2: policyTypes, defaulted; rules of another direction do not count
-			p.Key.Namespace == pod.Key.Namespace && // S3
-			(p.Selector == nil || p.Selector.Matches(pod.Labels)) { // S3, S5
+			p.Selects(pod) { // S3, S5
 			found = append(found, p)
 		}
 	}

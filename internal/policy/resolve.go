@@ -226,8 +226,7 @@ func (r *Resolver) markSelected(st *policyState) {
 // after counts as a change of the rules, since its addresses or ports may differ.
 func (r *Resolver) match(st *policyState, pod *podState) {
 	gone := pod.pod == nil
-	selects := !gone && pod.pod.Key.Namespace == st.policy.Key.Namespace &&
-		st.policy.Selector.Matches(pod.pod.Labels)
+	selects := !gone && st.policy.Selects(pod.pod)
 	if st.selected.put(pod.slot, selects) || selects {
 		pod.stale = true
 	}

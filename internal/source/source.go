@@ -9,6 +9,7 @@ package source
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -26,13 +27,30 @@ type Report struct {
 	Diagnostics []manifest.Diagnostic
 	// Rejected is what is not in force as it is written.
 	Rejected []Rejected
-	// Err: the source can't be read (its directory is missing, say), and Objects
-	// are the last ones that were known. Nil if all is well.
+	// Err: the source can't be read (its directory is missing, its server refuses
+	// us), and Objects are the last ones that were known. Nil if all is well.
 	Err error
+	// OfflineSince is since when the source's server has been out of reach, zero if
+	// it is not. Objects are the last ones that were known.
+	OfflineSince time.Time
+	// Confirmed is when the source last said that Objects are all there is; zero:
+	// not since the daemon started.
+	Confirmed time.Time
+	// Unknown: what there is was never known, not even from the saved state. No
+	// objects then do not mean that there are none.
+	Unknown bool
+	// Network is what the CNI source knows of the pods' network beside them.
+	Network Network
 	// Time is when this was known. Reports of one source are ordered by it: one
 	// that is older than another already seen is out of date and to be ignored,
 	// which happens when Refresh overtakes Run.
 	Time time.Time
+}
+
+// Network is what the CNI plugins' configuration says.
+type Network struct {
+	Ranges  []netip.Prefix // that pods get their addresses from, sorted
+	Bridges []string       // that the plugins attach pods to, sorted
 }
 
 // Rejected is a document, or a whole file, that is not in force as written.
@@ -47,10 +65,14 @@ type Rejected struct {
 type Source interface {
 	// Name is what Report.Source and Origin.Source say.
 	Name() string
+	// Known gives what is known without asking anybody who may not answer: what is
+	// on this machine's disk, or in the saved state. It is called once, before Run.
+	Known(ctx context.Context) (Report, error)
 	// Run follows the source until ctx ends, and then returns nil. It sends a
 	// Report at the start and whenever anything changed.
 	Run(ctx context.Context, reports chan<- Report) error
-	// Refresh reads the source now. It may be called while Run runs. The error is
-	// that of ctx; what is wrong with the source is in the Report.
+	// Refresh reads the source now. It may be called while Run runs. A server that
+	// does not answer within a second is not waited for. The error is that of ctx;
+	// what is wrong with the source is in the Report.
 	Refresh(ctx context.Context) (Report, error)
 }

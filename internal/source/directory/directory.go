@@ -73,6 +73,9 @@ const Name = "directory"
 // Name gives Name; see source.Source.
 func (s *Source) Name() string { return Name }
 
+// Known is Refresh: files are there or they are not.
+func (s *Source) Known(ctx context.Context) (source.Report, error) { return s.Refresh(ctx) }
+
 // Run follows the directory until ctx ends; see source.Source.
 func (s *Source) Run(ctx context.Context, reports chan<- source.Report) error {
 	w := &watcher{log: s.log}
