@@ -11,7 +11,7 @@ fi
 
 # Each program that is used, and the package that has it.
 missing=$(while read -r program package; do
-	command -v "$program" >/dev/null || echo "$package"
+	PATH=$PATH:/usr/lib/cni command -v "$program" >/dev/null || echo "$package"
 done <<'LIST' | sort -u | tr '\n' ' '
 nft nftables
 ip iproute2
@@ -21,6 +21,7 @@ tcpdump tcpdump
 sysctl procps
 unshare util-linux
 setpriv util-linux
+host-local containernetworking-plugins
 LIST
 )
 if [ -z "$missing" ]; then

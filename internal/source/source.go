@@ -49,6 +49,7 @@ type Report struct {
 
 // Network is what the CNI plugins' configuration says.
 type Network struct {
+	Present bool           // the folder of results is there: the CNI source knows each pod's address
 	Ranges  []netip.Prefix // that pods get their addresses from, sorted
 	Bridges []string       // that the plugins attach pods to, sorted
 }

@@ -1,0 +1,5 @@
+package lab
+
+import (
+	_ "github.com/containernetworking/cni/libcni"
+)
