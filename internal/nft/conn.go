@@ -26,22 +26,35 @@ var ErrUncertain = errors.New("the kernel's answer was lost: the change may be i
 
 // Conn is a netlink socket for one table. It is not safe for concurrent use.
 type Conn struct {
-	conn  *nftables.Conn
-	table *nftables.Table
+	conn   *nftables.Conn
+	family ruleset.Family
+	table  *nftables.Table
 }
 
-// Open connects to the nftables of the calling thread's network namespace.
+// Open connects to the nftables of the calling thread's network namespace, for the
+// inet table of a name.
 //
 // Where the kernel has the table flags owner and persist (6.9 and later), the
 // table belongs to this socket: other programs get EPERM on it and `nft flush
 // ruleset` passes it by, and it stays when the socket closes.
 func Open(table string) (*Conn, error) {
+	return open(table, ruleset.FamilyINet, nftables.TableFamilyINet)
+}
+
+// OpenBridge is Open for the table of the bridge family.
+func OpenBridge(table string) (*Conn, error) {
+	return open(table, ruleset.FamilyBridge, nftables.TableFamilyBridge)
+}
+
+func open(table string, family ruleset.Family, number nftables.TableFamily) (*Conn, error) {
 	c, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket for nftables: %w", err)
 	}
-	return &Conn{conn: c, table: &nftables.Table{Name: table, Family: nftables.TableFamilyINet}}, nil
+	return &Conn{conn: c, family: family, table: &nftables.Table{Name: table, Family: number}}, nil
 }
+
+func (c *Conn) String() string { return fmt.Sprintf("table %s %s", c.family, c.table.Name) }
 
 // Close closes the socket. The table stays as it is.
 func (c *Conn) Close() error { return c.conn.CloseLasting() }
@@ -57,13 +70,13 @@ func (c *Conn) Claim() error {
 		return nil
 	case errors.Is(err, unix.EPERM) && unix.Geteuid() == 0:
 		if live := c.owner(); live != 0 {
-			return fmt.Errorf("table inet %s belongs to another program's netlink socket (port %d): is another edgepolicyd running? Stop it first: %w", c.table.Name, live, err)
+			return fmt.Errorf("%s belongs to another program's netlink socket (port %d): is another edgepolicyd running? Stop it first: %w", c, live, err)
 		}
 	}
 	// An older kernel, or a table made without an owner: go on without.
 	c.conn.AddTable(c.table)
 	if err := c.conn.Flush(); err != nil {
-		return fmt.Errorf("make table inet %s: %w%s", c.table.Name, err, remedy(err))
+		return fmt.Errorf("make %s: %w%s", c, err, remedy(err))
 	}
 	return nil
 }
@@ -80,7 +93,7 @@ func remedy(err error) string {
 
 // owner gives the port id of the socket that owns the table, 0 for none.
 func (c *Conn) owner() uint32 {
-	tables, err := c.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	tables, err := c.conn.ListTablesOfFamily(c.table.Family)
 	if err != nil {
 		return 0
 	}
@@ -94,7 +107,7 @@ func (c *Conn) owner() uint32 {
 
 // Present says whether the table is there.
 func (c *Conn) Present() (bool, error) {
-	tables, err := c.conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	tables, err := c.conn.ListTablesOfFamily(c.table.Family)
 	if err != nil {
 		return false, fmt.Errorf("list tables: %w", err)
 	}
@@ -127,11 +140,11 @@ func (c *Conn) Delete() (bool, error) {
 		return false, err
 	}
 	if !t.Ours() {
-		return true, fmt.Errorf("table inet %s: %w", c.table.Name, ErrForeign)
+		return true, fmt.Errorf("%s: %w", c, ErrForeign)
 	}
 	c.conn.DelTable(c.table)
 	if err := c.conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return true, fmt.Errorf("delete table inet %s: %w%s", c.table.Name, err, remedy(err))
+		return true, fmt.Errorf("delete %s: %w%s", c, err, remedy(err))
 	}
 	return true, nil
 }
@@ -229,10 +242,11 @@ func (c *Conn) counter(name string) *nftables.NamedObj {
 	return &nftables.NamedObj{Table: c.table, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
 }
 
-// hookNumbers are the inet hooks in use.
+// hookNumbers are the hooks in use; those of inet and bridge have the same numbers.
 var hookNumbers = map[string]*nftables.ChainHook{
-	"forward": nftables.ChainHookForward,
-	"input":   nftables.ChainHookInput,
+	"forward":    nftables.ChainHookForward,
+	"input":      nftables.ChainHookInput,
+	"prerouting": nftables.ChainHookPrerouting,
 }
 
 func (c *Conn) chain(ch *ruleset.Chain) *nftables.Chain {
@@ -249,7 +263,7 @@ func (c *Conn) chain(ch *ruleset.Chain) *nftables.Chain {
 func (c *Conn) rules(ch *ruleset.Chain) error {
 	target := &nftables.Chain{Name: ch.Name, Table: c.table}
 	for _, r := range ch.Rules {
-		exprs, err := lower(r)
+		exprs, err := lower(r, c.family)
 		if err != nil {
 			return fmt.Errorf("chain %s: %w", ch.Name, err)
 		}

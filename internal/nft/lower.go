@@ -33,7 +33,25 @@ var payloadFields = map[ruleset.Field]location{
 	ruleset.SourcePort:     {0, expr.PayloadBaseTransportHeader, 0, 2},
 	ruleset.DestPort:       {0, expr.PayloadBaseTransportHeader, 2, 2},
 	ruleset.ICMPv6Type:     {0, expr.PayloadBaseTransportHeader, 0, 1},
+	ruleset.EtherType:      {0, expr.PayloadBaseLLHeader, 12, 2},
 }
+
+// metaFields are those that the kernel keeps beside the packet, with their length
+// in a key.
+var metaFields = map[ruleset.Field]struct {
+	key expr.MetaKey
+	len uint32
+}{
+	ruleset.L4Proto:      {expr.MetaKeyL4PROTO, 4},
+	ruleset.InInterface:  {expr.MetaKeyIIFNAME, unix.IFNAMSIZ},
+	ruleset.OutInterface: {expr.MetaKeyOIFNAME, unix.IFNAMSIZ},
+}
+
+// etherTypes are the values of EtherType that rules match by name (IEEE 802.1Q).
+var etherTypes = map[string][]byte{"8021q": {0x81, 0x00}, "8021ad": {0x88, 0xa8}}
+
+// etherTypeOf gives the EtherType of a family's packets.
+var etherTypeOf = map[byte][]byte{unix.NFPROTO_IPV4: {0x08, 0x00}, unix.NFPROTO_IPV6: {0x86, 0xdd}}
 
 // familyNumbers are the families that rules match by name.
 var familyNumbers = map[string]byte{"ipv4": unix.NFPROTO_IPV4, "ipv6": unix.NFPROTO_IPV6}
@@ -47,9 +65,9 @@ func register(slot uint32) uint32 {
 	return unix.NFT_REG32_00 + slot
 }
 
-// lower gives the kernel's expressions of a rule.
-func lower(r ruleset.Rule) ([]expr.Any, error) {
-	l := lowering{}
+// lower gives the kernel's expressions of a rule in a table of a family.
+func lower(r ruleset.Rule, family ruleset.Family) ([]expr.Any, error) {
+	l := lowering{family: family}
 	for _, e := range r.Exprs {
 		if err := l.expr(e); err != nil {
 			return nil, fmt.Errorf("rule %q: %w", r.Text(), err)
@@ -59,6 +77,7 @@ func lower(r ruleset.Rule) ([]expr.Any, error) {
 }
 
 type lowering struct {
+	family  ruleset.Family
 	out     []expr.Any
 	guarded byte // the nfproto that was checked, which need not be checked again
 }
@@ -68,9 +87,9 @@ func (l *lowering) add(e ...expr.Any) { l.out = append(l.out, e...) }
 // load puts a field into the register at a slot, behind the check that the
 // packet has such a field.
 func (l *lowering) load(f ruleset.Field, slot uint32) (size uint32) {
-	if f == ruleset.L4Proto {
-		l.add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register(slot)})
-		return 4
+	if m, ok := metaFields[f]; ok {
+		l.add(&expr.Meta{Key: m.key, Register: register(slot)})
+		return m.len
 	}
 	p := payloadFields[f]
 	l.add(&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: register(slot), Base: p.base, Offset: p.offset, Len: p.len})
@@ -83,6 +102,10 @@ func (l *lowering) guard(fields ...ruleset.Field) {
 	for _, f := range fields {
 		if proto := payloadFields[f].proto; proto != 0 && proto != l.guarded {
 			l.guarded = proto
+			if l.family == ruleset.FamilyBridge { // where nfproto is that of the bridge
+				l.add(&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}, equal(etherTypeOf[proto]))
+				continue
+			}
 			l.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{proto}))
 		}
 		if f == ruleset.ICMPv6Type {
@@ -132,6 +155,10 @@ func (l *lowering) expr(e ruleset.Expr) error {
 		l.add(&expr.Ct{Key: expr.CtKeyMARK, Register: 1},
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(^e.Mask), Xor: binaryutil.NativeEndian.PutUint32(e.Value)},
 			&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true})
+	case ruleset.Note:
+		l.guard(e.Field)
+		l.load(e.Field, 0)
+		l.add(&expr.Dynset{SrcRegKey: 1, SetName: e.Set, Operation: unix.NFT_DYNSET_OP_UPDATE})
 	case ruleset.Count:
 		l.add(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: e.Counter})
 	case ruleset.Reject:
@@ -170,11 +197,15 @@ func (l *lowering) lookup(e ruleset.Lookup) {
 
 func (l *lowering) match(m ruleset.Match) error {
 	switch m.Field {
-	case ruleset.InInterface:
+	case ruleset.InInterface, ruleset.OutInterface:
 		name := make([]byte, unix.IFNAMSIZ)
 		copy(name, m.Value)
-		l.add(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal(name))
-	case ruleset.Family:
+		l.load(m.Field, 0)
+		l.add(equal(name))
+	case ruleset.EtherType:
+		l.load(m.Field, 0)
+		l.add(equal(etherTypes[m.Value]))
+	case ruleset.NFProto:
 		l.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{familyNumbers[m.Value]}))
 	case ruleset.L4Proto:
 		l.add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{byte(ruleset.ProtocolNumber(m.Value))}))

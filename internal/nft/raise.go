@@ -110,14 +110,15 @@ func raiseLoads(list []expr.Any) (ruleset.Expr, int) {
 	for i, e := range list {
 		switch e := e.(type) {
 		case *expr.Meta:
-			if i == 0 && e.Key != expr.MetaKeyL4PROTO {
-				return raiseMeta(e, list[1:])
+			f, size := metaField(e)
+			if i == 0 && f == "" {
+				return raiseProtocol(e, list[1:])
 			}
-			if e.Key != expr.MetaKeyL4PROTO || i > 2 || e.Register != register(slot) {
+			if f == "" || i > 2 || e.Register != register(slot) {
 				return nil, 0
 			}
-			key[i] = ruleset.L4Proto
-			slot++
+			key[i] = f
+			slot += size
 		case *expr.Payload:
 			f, size := fieldAt(e)
 			if f == "" || i > 2 || e.DestRegister != register(slot) {
@@ -133,6 +134,11 @@ func raiseLoads(list []expr.Any) (ruleset.Expr, int) {
 				return ruleset.Lookup{Key: key, Set: e.SetName, Not: e.Invert}, i + 1
 			}
 			return nil, 0
+		case *expr.Dynset:
+			if i == 1 && e.Operation == unix.NFT_DYNSET_OP_UPDATE && e.SrcRegKey == 1 && len(e.Exprs) == 0 && e.Timeout == 0 {
+				return ruleset.Note{Field: key[0], Set: e.SetName}, 2
+			}
+			return nil, 0
 		case *expr.Cmp:
 			if i != 1 || e.Op != expr.CmpOpEq {
 				return nil, 0
@@ -145,33 +151,66 @@ func raiseLoads(list []expr.Any) (ruleset.Expr, int) {
 	return nil, 0
 }
 
-func raiseMeta(m *expr.Meta, rest []expr.Any) (ruleset.Expr, int) {
+// metaField finds the field that a meta expression loads, and its length in 4-byte
+// slots.
+func metaField(m *expr.Meta) (ruleset.Field, uint32) {
+	for f, field := range metaFields {
+		if field.key == m.Key {
+			return f, field.len / 4
+		}
+	}
+	return "", 0
+}
+
+// raiseProtocol reads a comparison of the packet's family: a guard, or a match.
+func raiseProtocol(m *expr.Meta, rest []expr.Any) (ruleset.Expr, int) {
 	if len(rest) == 0 {
 		return nil, 0
 	}
 	cmp, ok := rest[0].(*expr.Cmp)
-	switch {
-	case !ok || cmp.Op != expr.CmpOpEq:
-	case m.Key == expr.MetaKeyNFPROTO:
-		if len(rest) > 1 {
-			if _, guard := rest[1].(*expr.Payload); guard {
+	if !ok || cmp.Op != expr.CmpOpEq {
+		return nil, 0
+	}
+	for name, number := range familyNumbers {
+		switch {
+		case m.Key == expr.MetaKeyNFPROTO && bytes.Equal(cmp.Data, []byte{number}):
+			if guards(number, rest[1:]) {
 				return nil, 2 // the field behind it says as much
 			}
+			return ruleset.Match{Field: ruleset.NFProto, Value: name}, 2
+		case m.Key == expr.MetaKeyPROTOCOL && bytes.Equal(cmp.Data, etherTypeOf[number]) && guards(number, rest[1:]):
+			return nil, 2
 		}
-		for name, number := range familyNumbers {
-			if cmp.Data[0] == number {
-				return ruleset.Match{Field: ruleset.Family, Value: name}, 2
-			}
-		}
-	case m.Key == expr.MetaKeyIIFNAME:
-		return ruleset.Match{Field: ruleset.InInterface, Value: strings.TrimRight(string(cmp.Data), "\x00")}, 2
 	}
 	return nil, 0
+}
+
+// guards says whether what is loaded next is of the family that was checked.
+func guards(number byte, next []expr.Any) bool {
+	for _, e := range next {
+		switch e := e.(type) {
+		case *expr.Meta:
+		case *expr.Payload:
+			f, _ := fieldAt(e)
+			return payloadFields[f].proto == number
+		default:
+			return false
+		}
+	}
+	return false
 }
 
 // raiseMatch reads a comparison of one field with a value.
 func raiseMatch(list []expr.Any, f ruleset.Field, data []byte) (ruleset.Expr, int) {
 	switch f {
+	case ruleset.InInterface, ruleset.OutInterface:
+		return ruleset.Match{Field: f, Value: strings.TrimRight(string(data), "\x00")}, 2
+	case ruleset.EtherType:
+		for name, value := range etherTypes {
+			if bytes.Equal(value, data) {
+				return ruleset.Match{Field: f, Value: name}, 2
+			}
+		}
 	case ruleset.L4Proto:
 		if len(list) > 2 && data[0] == byte(inventory.ICMPv6) {
 			if p, ok := list[2].(*expr.Payload); ok {

@@ -15,10 +15,10 @@ func (c *Conn) Read() (*ruleset.Table, error) {
 	if err != nil || !there {
 		return nil, err
 	}
-	t := &ruleset.Table{Name: c.table.Name, Counters: map[string]bool{}, Sets: map[string]*ruleset.Set{}, Chains: map[string]*ruleset.Chain{}}
+	t := &ruleset.Table{Family: c.family, Name: c.table.Name, Counters: map[string]bool{}, Sets: map[string]*ruleset.Set{}, Chains: map[string]*ruleset.Chain{}}
 	objects, err := c.conn.GetNamedObjects(c.table)
 	if err != nil {
-		return nil, fmt.Errorf("read the counters of table %s: %w", t.Name, err)
+		return nil, fmt.Errorf("read the counters of %s: %w", c, err)
 	}
 	for _, o := range objects {
 		if n, ok := o.(*nftables.NamedObj); ok && n.Type == nftables.ObjTypeCounter {
@@ -27,7 +27,7 @@ func (c *Conn) Read() (*ruleset.Table, error) {
 	}
 	sets, err := c.conn.GetSets(c.table)
 	if err != nil {
-		return nil, fmt.Errorf("read the sets of table %s: %w", t.Name, err)
+		return nil, fmt.Errorf("read the sets of %s: %w", c, err)
 	}
 	for _, n := range sets {
 		if n.Anonymous {
@@ -35,7 +35,7 @@ func (c *Conn) Read() (*ruleset.Table, error) {
 		}
 		s, err := c.readSet(n)
 		if err != nil {
-			return nil, fmt.Errorf("table %s: %w", t.Name, err)
+			return nil, fmt.Errorf("%s: %w", c, err)
 		}
 		t.Sets[s.Name] = s
 	}
@@ -43,9 +43,9 @@ func (c *Conn) Read() (*ruleset.Table, error) {
 }
 
 func (c *Conn) readChains(t *ruleset.Table) error {
-	chains, err := c.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	chains, err := c.conn.ListChainsOfTableFamily(c.table.Family)
 	if err != nil {
-		return fmt.Errorf("read the chains of table %s: %w", t.Name, err)
+		return fmt.Errorf("read the chains of %s: %w", c, err)
 	}
 	for _, n := range chains {
 		if n.Table.Name != t.Name {

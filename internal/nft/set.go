@@ -3,6 +3,7 @@ package nft
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -14,11 +15,12 @@ import (
 )
 
 var dataTypes = map[ruleset.Type]nftables.SetDatatype{
-	ruleset.TypeIPv4:     nftables.TypeIPAddr,
-	ruleset.TypeIPv6:     nftables.TypeIP6Addr,
-	ruleset.TypeProtocol: nftables.TypeInetProto,
-	ruleset.TypePort:     nftables.TypeInetService,
-	ruleset.TypeICMPv6:   nftables.TypeICMP6Type,
+	ruleset.TypeIPv4:      nftables.TypeIPAddr,
+	ruleset.TypeIPv6:      nftables.TypeIP6Addr,
+	ruleset.TypeProtocol:  nftables.TypeInetProto,
+	ruleset.TypePort:      nftables.TypeInetService,
+	ruleset.TypeICMPv6:    nftables.TypeICMP6Type,
+	ruleset.TypeInterface: nftables.TypeIFName,
 }
 
 func (c *Conn) set(s *ruleset.Set) *nftables.Set {
@@ -29,6 +31,12 @@ func (c *Conn) set(s *ruleset.Set) *nftables.Set {
 	n := &nftables.Set{
 		Table: c.table, Name: s.Name, Interval: s.Interval, Size: s.Size,
 		KeyType: types[0], KeyByteOrder: binaryutil.BigEndian,
+	}
+	if s.Key[0] == ruleset.TypeInterface && len(types) == 1 {
+		n.KeyByteOrder = binaryutil.NativeEndian // or nft prints no names
+	}
+	if s.Timeout > 0 {
+		n.Dynamic, n.HasTimeout, n.Timeout = true, true, time.Duration(s.Timeout)*time.Second
 	}
 	if len(types) > 1 {
 		n.Concatenation = true
@@ -111,9 +119,12 @@ func decrement(b []byte) []byte {
 
 // readSet reads a set and its elements back.
 func (c *Conn) readSet(n *nftables.Set) (*ruleset.Set, error) {
-	s := &ruleset.Set{Name: n.Name, Interval: n.Interval, Verdicts: n.IsMap, Size: n.Size}
+	s := &ruleset.Set{Name: n.Name, Interval: n.Interval, Verdicts: n.IsMap, Size: n.Size, Timeout: uint32(n.Timeout / time.Second)}
 	for _, t := range nftables.ConcatSetTypeElements(n.KeyType) {
 		s.Key = append(s.Key, ruleset.Type(t.Name))
+	}
+	if s.Timeout > 0 {
+		return s, nil // the kernel fills it
 	}
 	list, err := c.conn.GetSetElements(n)
 	if err != nil {

@@ -6,6 +6,23 @@ import (
 	"slices"
 )
 
+// Ranges gives the addresses of prefixes, less single ones, as disjoint ranges,
+// sorted.
+func Ranges(prefixes []netip.Prefix, except []netip.Addr) []AddrRange {
+	var all, holes, out []AddrRange
+	for _, p := range prefixes {
+		all = append(all, prefixRange(p.Masked()))
+	}
+	for _, a := range except {
+		holes = append(holes, AddrRange{a, a})
+	}
+	holes = mergeAddrs(holes)
+	for _, r := range mergeAddrs(all) {
+		out = append(out, subtract(r, holes)...)
+	}
+	return out
+}
+
 // prefixRange gives the first and the last address of a masked prefix.
 func prefixRange(p netip.Prefix) AddrRange {
 	b := p.Addr().AsSlice()

@@ -80,7 +80,7 @@ type policyState struct {
 	version  [2]uint64     // counts changes of what the rules of a direction resolve to
 }
 
-// Update gives the isolation of every enforceable pod of the snapshot, sorted by
+// Update gives the isolation of every enforceable pod of this gateway, sorted by
 // the pods' keys. A Side that did not change keeps its pointer.
 func (r *Resolver) Update(s *inventory.Snapshot) []Isolation {
 	changed := r.updatePods(s)
@@ -300,7 +300,7 @@ func (r *Resolver) isolations(s *inventory.Snapshot) []Isolation {
 	list := make([]Isolation, 0, len(r.pods))
 	for _, p := range s.Pods {
 		st := r.pods[p.Key]
-		if st == nil {
+		if st == nil || p.Remote {
 			continue
 		}
 		iso := Isolation{Pod: p}

@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"maps"
+	"slices"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 )
@@ -80,16 +81,19 @@ func routerTypes() Rule {
 // The epoch is in this chain alone. A base chain's rules are those of the moment
 // at which the packet came, while a chain that it enters later can be newer than
 // that, if the packet was held up for two changes: it must not stamp.
-func forwardChain(m Mark) *Chain {
+func forwardChain(m Mark, i *Interfaces) *Chain {
 	c := &Chain{Name: chainForward, Hook: forwardHook}
+	c.Rules = append(c.Rules, i.fromPods()...)
 	c.Rules = append(c.Rules, rule(MarkIs{m.Mask, m.Epoch, false}, accept()).commented("judged under these rules"))
+	c.Rules = append(c.Rules, i.toPods()...)
+	c.Rules = append(c.Rules, i.unknown(true)...)
 	for _, f := range families {
 		pods := "pods_" + f.suffix
 		c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: pods, Not: true},
 			Lookup{Key: key(f.destination), Set: pods, Not: true}, accept()).commented("not a pod's"))
 	}
 	for _, f := range families {
-		c.Rules = append(c.Rules, rule(Match{Family, f.name}, Verdict{Kind: Jump, Chain: "judge" + f.digit}))
+		c.Rules = append(c.Rules, rule(Match{NFProto, f.name}, Verdict{Kind: Jump, Chain: "judge" + f.digit}))
 	}
 	c.Rules = append(c.Rules,
 		rule(Related, accept()).commented("an ICMP error must not stamp the flow it is about"),
@@ -118,9 +122,9 @@ func judgeChains(f family, m Mark) []*Chain {
 
 // inputChain judges what pods send to the gateway itself. Nothing is stamped
 // here: each packet is judged.
-func inputChain(o *inventory.Options, gatewayPorts string) *Chain {
+func inputChain(o *inventory.Options, gatewayPorts string, i *Interfaces) *Chain {
 	c := &Chain{Name: chainInput, Hook: inputHook}
-	if !o.GatewayEgress {
+	if !o.GatewayEgress && !i.known() {
 		return c
 	}
 	c.Rules = append(c.Rules,
@@ -130,6 +134,11 @@ func inputChain(o *inventory.Options, gatewayPorts string) *Chain {
 		rule(Related, Match{L4Proto, "ipv6-icmp"}, accept()))
 	c.Rules = append(c.Rules, neighbourDiscovery()...)
 	c.Rules = append(c.Rules, routerTypes())
+	c.Rules = append(c.Rules, i.unknown(false)...)
+	c.Rules = append(c.Rules, i.fromPods()...)
+	if !o.GatewayEgress {
+		return c
+	}
 	for _, f := range families {
 		if gatewayPorts != "" {
 			c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: "pods_" + f.suffix},
@@ -157,17 +166,23 @@ func constantSets() []*Set {
 }
 
 // withMark gives the table with another epoch: only the chain that holds it is
-// new. Its sets may have other names than those that forwardChain gives them.
+// new.
 func (t *Table) withMark(m Mark) *Table {
 	n := *t
 	n.Mark = m
 	n.Chains = maps.Clone(t.Chains)
-	old, forward := t.Chains[chainForward].Rules, forwardChain(m)
-	for i := range forward.Rules {
-		switch forward.Rules[i].Exprs[0].(type) {
-		case MarkIs, SetMark:
-		default:
-			forward.Rules[i] = old[i]
+	old := t.Chains[chainForward]
+	forward := &Chain{Name: old.Name, Hook: old.Hook, Rules: slices.Clone(old.Rules)}
+	for i, r := range forward.Rules {
+		for j, e := range r.Exprs {
+			switch e.(type) {
+			case MarkIs:
+				forward.Rules[i].Exprs = slices.Clone(r.Exprs)
+				forward.Rules[i].Exprs[j] = MarkIs{m.Mask, m.Epoch, false}
+			case SetMark:
+				forward.Rules[i].Exprs = slices.Clone(r.Exprs)
+				forward.Rules[i].Exprs[j] = SetMark{m.Mask, m.Epoch}
+			}
 		}
 	}
 	n.Chains[chainForward] = forward
@@ -177,9 +192,15 @@ func (t *Table) withMark(m Mark) *Table {
 // MarkInForce finds the mask and epoch that the forward chain lets pass at once.
 func (t *Table) MarkInForce() Mark {
 	c := t.Chains[chainForward]
-	if c == nil || len(c.Rules) == 0 || len(c.Rules[0].Exprs) == 0 {
+	if c == nil {
 		return Mark{}
 	}
-	m, _ := c.Rules[0].Exprs[0].(MarkIs)
-	return Mark{m.Mask, m.Value}
+	for _, r := range c.Rules {
+		if len(r.Exprs) > 0 {
+			if m, ok := r.Exprs[0].(MarkIs); ok {
+				return Mark{m.Mask, m.Value}
+			}
+		}
+	}
+	return Mark{}
 }

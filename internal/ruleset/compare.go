@@ -9,7 +9,7 @@ import (
 // What two texts of equal tables can differ in: the names that a set has in the
 // kernel, declared sizes, and the epoch.
 var (
-	endings = regexp.MustCompile(`((?:-[0-9a-f]{16}|_v[46]))\.[bc]\b`)
+	endings = regexp.MustCompile(`((?:-[0-9a-f]{16}|_v[46]|_ifs))\.[bc]\b`)
 	epoch   = regexp.MustCompile(`(== |\| )0x[0-9a-f]{8}`)
 )
 

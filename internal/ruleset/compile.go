@@ -15,6 +15,10 @@ import (
 // Compiler makes the desired table. It remembers what it made of each pod and
 // each Side and makes again only what changed.
 type Compiler struct {
+	// Interfaces is what the table says about interfaces; it may be changed between
+	// calls of Compile.
+	Interfaces Interfaces
+
 	name  string
 	opts  *inventory.Options
 	pods  map[inventory.Key]*compiledPod
@@ -143,7 +147,12 @@ func (c *Compiler) addBase(t *Table) {
 		t.Sets[s.Name] = s
 		gatewayPorts = s.Name
 	}
-	chains := []*Chain{forwardChain(t.Mark), inputChain(c.opts, gatewayPorts)}
+	chains := []*Chain{forwardChain(t.Mark, &c.Interfaces), inputChain(c.opts, gatewayPorts, &c.Interfaces)}
+	if c.Interfaces.known() {
+		c.Interfaces.addSets(t)
+		t.Counters[counterHold] = true
+		chains = append(chains, c.Interfaces.holdChain())
+	}
 	for _, f := range families {
 		chains = append(chains, judgeChains(f, t.Mark)...)
 	}

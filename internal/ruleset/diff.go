@@ -76,7 +76,7 @@ func Diff(actual, desired *Table) Change {
 			again = true
 		}
 	}
-	if d.restricts && len(actual.Chains) > 0 && d.target.Mark == actual.Mark {
+	if d.restricts && len(actual.Chains) > 0 && d.target.Mark == actual.Mark && actual.Mark.Mask != 0 {
 		d.bump() // else the epoch is another already, chosen as one that no connection carries
 	}
 	change := Change{Target: d.target, Restricts: d.restricts}
@@ -136,6 +136,9 @@ type differ struct {
 	// chains, which packets under way do not see.
 	shrinks, rulesShrink [2]bool
 	edits                map[string]edit // of allow sets in place, by physical name
+	grown                [2]bool         // the sets of pods' addresses gain any, by family
+	loosens              bool            // something else than interfaces' sources gains, or isolation ends
+	loses, rewired       bool            // see rewires
 	rerouted             []string        // maps in which an address leads to another pod's chain, by physical name
 }
 
@@ -238,6 +241,11 @@ func renameExpr(e Expr, renamed map[string]string) (Expr, bool) {
 			e.Set = n
 			return e, true
 		}
+	case Note:
+		if n, ok := renamed[e.Set]; ok {
+			e.Set = n
+			return e, true
+		}
 	case VerdictMap:
 		if n, ok := renamed[e.Map]; ok {
 			e.Map = n
@@ -251,7 +259,8 @@ func renameExpr(e Expr, renamed map[string]string) (Expr, bool) {
 func (d *differ) compare() {
 	d.transactions = [4]Transaction{}
 	d.restricts, d.shrinks, d.rulesShrink = false, [2]bool{}, [2]bool{}
-	d.edits, d.rerouted = map[string]edit{}, nil
+	d.edits, d.rerouted, d.grown = map[string]edit{}, nil, [2]bool{}
+	d.loosens, d.loses, d.rewired = false, false, false
 	for name := range d.target.Counters {
 		if !d.actual.Counters[name] {
 			d.add(prepare, Op{Kind: AddCounter, Name: name})
@@ -289,7 +298,7 @@ func (d *differ) compareSet(old, s *Set) {
 		d.add(prepare, Op{Kind: AddSet, Set: s})
 		return
 	}
-	if sameElements(old.Elements, s.Elements) {
+	if s.Timeout != 0 || sameElements(old.Elements, s.Elements) {
 		return
 	}
 	gone, fresh := diffElements(old.Elements, s.Elements)
@@ -298,17 +307,33 @@ func (d *differ) compareSet(old, s *Set) {
 		d.compareMap(s, gone, fresh)
 		return
 	case isAllowSet(s.Name):
+		d.loosens = d.loosens || len(fresh) > 0
 		d.edits[s.Name] = edit{adds: len(fresh) > 0, deletes: len(gone) > 0}
 		if len(gone) > 0 {
 			d.restricts = true
 			d.shrinks[directionOf(s.Name)] = true
 		}
-	default: // pods: which flows are judged at all
+	case strings.HasPrefix(s.Name, "pods_"): // which flows are judged at all
 		// A packet that looks for its source before one pod comes and for its
 		// destination after another went would not be judged by either.
 		d.restricts = true
 		d.edit(release, s, gone, nil)
-		gone = nil
+		gone, d.grown[familyOf(s.Name)] = nil, len(fresh) > 0
+		d.loosens = d.loosens || len(fresh) > 0
+	case isSourceSet(s.Name): // who may send from where
+		// It is checked before a new pod's address is known, and until an old one's
+		// is forgotten; see rewires for what can't be done in this order.
+		d.restricts = true
+		d.edit(prepare, s, nil, fresh)
+		d.loses = d.loses || len(gone) > 0
+		d.rewired = d.rewired || d.concernsPods(d.actual, s, fresh) || d.concernsPods(d.target, s, gone)
+		fresh = nil
+		if len(s.Key) == 1 {
+			d.edit(cleanup, s, gone, nil)
+			gone = nil
+		}
+	default: // what is held
+		d.restricts = true
 	}
 	d.edit(switchOver, s, gone, fresh)
 }
@@ -336,6 +361,7 @@ func (d *differ) compareMap(m *Set, gone, fresh []Element) {
 		d.restricts = true
 		d.shrinks[directionOf(m.Name)] = true
 	}
+	d.loosens = d.loosens || len(now)+len(fresh) > 0 || slices.ContainsFunc(later, func(e Element) bool { return d.isPod(d.target, e.Key) })
 	d.edit(switchOver, m, now, fresh)
 	d.edit(release, m, later, nil)
 }
@@ -361,6 +387,7 @@ func (d *differ) compareChain(old, c *Chain) {
 		d.add(switchOver, Op{Kind: DeleteChain, Chain: old})
 		d.add(switchOver, Op{Kind: AddChain, Chain: c})
 	case old != c && !slices.EqualFunc(old.Rules, c.Rules, Rule.Equal):
+		d.loosens = d.loosens || c.Hook == nil
 		if !onlyAllowsMore(old.Rules, c.Rules) {
 			d.restricts = true
 			d.shrinks[directionOf(c.Name)] = true

@@ -12,16 +12,17 @@ type Type string
 
 // The types in use, by nft's names.
 const (
-	TypeIPv4     Type = "ipv4_addr"
-	TypeIPv6     Type = "ipv6_addr"
-	TypeProtocol Type = "inet_proto"
-	TypePort     Type = "inet_service"
-	TypeICMPv6   Type = "icmpv6_type"
+	TypeIPv4      Type = "ipv4_addr"
+	TypeIPv6      Type = "ipv6_addr"
+	TypeProtocol  Type = "inet_proto"
+	TypePort      Type = "inet_service"
+	TypeICMPv6    Type = "icmpv6_type"
+	TypeInterface Type = "ifname"
 )
 
 // Len is the length of a value in a concatenation, in bytes: padded to 4.
 func (t Type) Len() int {
-	if t == TypeIPv6 {
+	if t == TypeIPv6 || t == TypeInterface {
 		return 16
 	}
 	return 4
@@ -43,7 +44,9 @@ const (
 	DestPort       Field = "th dport"
 	ICMPv6Type     Field = "icmpv6 type"
 	InInterface    Field = "iifname"
-	Family         Field = "meta nfproto"
+	OutInterface   Field = "oifname"
+	EtherType      Field = "ether type"
+	NFProto        Field = "meta nfproto"
 )
 
 // Expr is one expression of a rule. The set of expressions is closed: every
@@ -72,6 +75,12 @@ type VerdictMap struct {
 
 // Fields is a key of up to three fields, in order; unused ones are empty.
 type Fields [3]Field
+
+// Note puts a field's value into a set that forgets it after the set's Timeout.
+type Note struct {
+	Field Field
+	Set   string
+}
 
 // FlowIs matches packets by their connection: see the constants.
 type FlowIs string
@@ -142,6 +151,8 @@ func (f Fields) String() string {
 	return b.String()
 }
 
+func (n Note) text() string { return "update @" + n.Set + " { " + string(n.Field) + " }" }
+
 func (v VerdictMap) text() string { return string(v.Field) + " vmap @" + v.Map }
 func (f FlowIs) text() string     { return string(f) }
 
@@ -180,6 +191,7 @@ func (v Verdict) text() string {
 var fieldTypes = map[Field]Type{
 	IPSource: TypeIPv4, IPDestination: TypeIPv4, IP6Source: TypeIPv6, IP6Destination: TypeIPv6,
 	L4Proto: TypeProtocol, SourcePort: TypePort, DestPort: TypePort, ICMPv6Type: TypeICMPv6,
+	InInterface: TypeInterface, OutInterface: TypeInterface,
 }
 
 // protocolValues are nft's names of the protocols that rules match by name.

@@ -29,6 +29,69 @@ func isAllowSet(name string) bool {
 	return false
 }
 
+// familyOf tells the family from the name of a map or of a set of addresses that
+// every table has one of: an index of families.
+func familyOf(name string) int {
+	if strings.HasSuffix(logicalName(name), families[1].suffix) {
+		return 1
+	}
+	return 0
+}
+
+// isSourceSet says whether a set says who may send from where.
+func isSourceSet(name string) bool {
+	return logicalName(name) == setPodInterfaces || strings.HasPrefix(name, "src_")
+}
+
+// rewires says that the sets of sources and of pods' interfaces can't be edited in
+// place: a packet that looks its source up before the change and all else after it,
+// or the other way round, would be judged by what one pod may send and another may
+// receive. So it is where an address goes from one interface to another, where one
+// stays a pod's but is bound to no interface any more, and where sources go while
+// anything else comes. A pod that comes, and one that goes, is none of these.
+func (d *differ) rewires() bool { return d.rewired || d.loses && d.loosens }
+
+// concernsPods says whether elements of a set of sources, or of pods' interfaces,
+// are about an address that is a pod's in a table.
+func (d *differ) concernsPods(t *Table, s *Set, list []Element) bool {
+	return slices.ContainsFunc(list, func(e Element) bool {
+		return len(s.Key) > 1 && d.isPod(t, e.Key[s.Key[0].Len():]) ||
+			len(s.Key) == 1 && slices.ContainsFunc(d.addressesOf(e.Key), func(a string) bool { return d.isPod(t, a) })
+	})
+}
+
+// isPod says whether an address is a pod's in a table.
+func (d *differ) isPod(t *Table, address string) bool {
+	return t.lookup("pods_"+families[len(address)/16].suffix, address) != nil
+}
+
+// addressesOf gives the addresses that an interface may send from after the change.
+func (d *differ) addressesOf(name string) []string {
+	var list []string
+	for _, f := range families {
+		for _, ending := range alternatives {
+			if sources := d.target.Sets["src_"+f.suffix+ending]; sources != nil {
+				for _, src := range sources.Elements {
+					if strings.HasPrefix(src.Key, name) {
+						list = append(list, src.Key[len(name):])
+					}
+				}
+			}
+		}
+	}
+	return list
+}
+
+// lookup finds an element by the set's logical name.
+func (t *Table) lookup(logical, key string) *Element {
+	for _, ending := range alternatives {
+		if s := t.Sets[logicalName(logical)+ending]; s != nil {
+			return s.find(key)
+		}
+	}
+	return nil
+}
+
 // inPlaceIsUnsafe names the sets that must not be edited in place in this change,
 // by their logical names.
 //
@@ -48,6 +111,27 @@ func (d *differ) inPlaceIsUnsafe() map[string]bool {
 		// A packet under way would be judged by the old rules of a chain that its
 		// address did not lead to then.
 		unsafe[logicalName(name)] = true
+		// And an address that becomes known with it would find neither what held it
+		// nor, in the old map, what isolates it.
+		if n := familyOf(name); d.grown[n] {
+			unsafe["pods_"+families[n].suffix] = true
+		}
+	}
+	if d.rewires() {
+		// A packet of the address's new owner must not be judged by rules that were
+		// made for the old one.
+		for _, name := range []string{setPodInterfaces, "src_v4", "src_v6"} {
+			unsafe[name] = true
+		}
+	}
+	if d.rewires() || d.interfacesMatter() {
+		// An address must not become known to a packet that the new rules, or sets,
+		// of interfaces do not hold.
+		for n, f := range families {
+			if d.grown[n] {
+				unsafe["pods_"+f.suffix] = true
+			}
+		}
 	}
 	if len(d.edits) == 0 {
 		return unsafe
@@ -65,6 +149,13 @@ func (d *differ) inPlaceIsUnsafe() map[string]bool {
 		}
 	}
 	return unsafe
+}
+
+// interfacesMatter says that rules about interfaces come or go: nothing else
+// changes the number of the base chain's rules.
+func (d *differ) interfacesMatter() bool {
+	old, now := d.actual.Chains[chainForward], d.target.Chains[chainForward]
+	return old != nil && now != nil && len(old.Rules) != len(now.Rules)
 }
 
 // mixes adds the sets that a chain looks at, if editing them in place makes it

@@ -39,7 +39,7 @@ func TestOnePodComesAnotherGoes(t *testing.T) {
 			states = append(states, next)
 		}
 		for _, p := range flowPackets(flow) {
-			if text := followed(states, p); text != "" {
+			if text := followed(states, p, true); text != "" {
 				t.Errorf("%s goes, %s comes: %s", ends[0].Key, ends[1].Key, text)
 			}
 		}

@@ -14,11 +14,29 @@ import (
 	"strings"
 )
 
-// Table is one inet table. Its maps are indexes by name; a Set, Chain or Rule is
+// Family is the nftables family of a table.
+type Family string
+
+// The families of our tables. The zero value is inet.
+const (
+	FamilyINet   Family = ""
+	FamilyBridge Family = "bridge"
+)
+
+// String gives nft's name of the family.
+func (f Family) String() string {
+	if f == FamilyINet {
+		return "inet"
+	}
+	return string(f)
+}
+
+// Table is one table. Its maps are indexes by name; a Set, Chain or Rule is
 // never changed once it is in a Table, so that tables can share them.
 type Table struct {
+	Family   Family
 	Name     string
-	Mark     Mark
+	Mark     Mark // of the inet table
 	Counters map[string]bool
 	Sets     map[string]*Set
 	Chains   map[string]*Chain
@@ -30,6 +48,10 @@ type Table struct {
 func (t *Table) Ours() bool {
 	if len(t.Chains)+len(t.Sets) == 0 {
 		return true
+	}
+	if t.Family == FamilyBridge {
+		ports := t.Sets[setPorts]
+		return ports != nil && slices.Equal(ports.Key, []Type{TypeInterface})
 	}
 	nd, pods := t.Sets[setND], t.Sets["pods_v4"]
 	if pods == nil {
@@ -61,7 +83,10 @@ type Set struct {
 	Verdicts bool
 	// Size is the declared size in elements, 0 for none. Declaring it selects the
 	// kernel's fixed hash, which is faster; more elements than that are ENFILE.
-	Size     uint32
+	Size uint32
+	// Timeout, in seconds: the kernel fills the set itself (Note) and forgets its
+	// elements after it. Elements says nothing then.
+	Timeout  uint32
 	Elements []Element // sorted by Key
 }
 
@@ -79,12 +104,12 @@ func (e Element) Compare(o Element) int {
 
 // sameSpec says whether two sets differ in elements and size only.
 func (s *Set) sameSpec(o *Set) bool {
-	return slices.Equal(s.Key, o.Key) && s.Interval == o.Interval && s.Verdicts == o.Verdicts && (s.Size == 0) == (o.Size == 0)
+	return slices.Equal(s.Key, o.Key) && s.Interval == o.Interval && s.Verdicts == o.Verdicts && s.Timeout == o.Timeout && (s.Size == 0) == (o.Size == 0)
 }
 
 // Hook binds a base chain.
 type Hook struct {
-	Name     string // "forward" or "input"
+	Name     string // "forward", "input" or "prerouting"
 	Priority int32
 }
 

@@ -19,7 +19,7 @@ func (t *Table) Text(chains []string) string {
 	if chains != nil {
 		part = t.reach(chains)
 	}
-	fmt.Fprintf(&b, "table inet %s {\n", t.Name)
+	fmt.Fprintf(&b, "table %s %s {\n", t.Family, t.Name)
 	for _, name := range names(t.Counters) {
 		if part == nil || part[name] {
 			fmt.Fprintf(&b, "\tcounter %s { }\n", name)
@@ -52,6 +52,8 @@ func (t *Table) reach(chains []string) map[string]bool {
 			for _, e := range r.Exprs {
 				switch e := e.(type) {
 				case Lookup:
+					part[e.Set] = true
+				case Note:
 					part[e.Set] = true
 				case Count:
 					part[e.Counter] = true
@@ -102,6 +104,9 @@ func (s *Set) write(b *strings.Builder, part map[string]bool) {
 	if s.Interval {
 		b.WriteString("\t\tflags interval\n")
 	}
+	if s.Timeout > 0 {
+		fmt.Fprintf(b, "\t\tflags dynamic,timeout\n\t\ttimeout %ds\n", s.Timeout)
+	}
 	if len(elements) > 0 {
 		fmt.Fprintf(b, "\t\telements = { %s }\n", strings.Join(elements, ",\n\t\t\t     "))
 	}
@@ -140,6 +145,8 @@ func (s *Set) elementText(e Element) string {
 // valueText prints one field of an element's key.
 func (t Type) valueText(v string) string {
 	switch t {
+	case TypeInterface:
+		return fmt.Sprintf("%q", strings.TrimRight(v, "\x00"))
 	case TypeIPv4, TypeIPv6:
 		a, _ := netip.AddrFromSlice([]byte(v))
 		return a.String()

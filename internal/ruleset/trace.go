@@ -14,6 +14,7 @@ import (
 type Packet struct {
 	Hook                 string // "forward" or "input"
 	InInterface          string
+	OutInterface         string
 	Source, Destination  netip.Addr
 	Protocol             inventory.Protocol
 	SourcePort, DestPort uint16
@@ -115,6 +116,7 @@ func (tr *tracer) rule(r Rule) (kind VerdictKind, chain string, matched bool) {
 			if (tr.out.Mark&e.Mask == e.Value) == e.Not {
 				return "", "", false
 			}
+		case Note:
 		case SetMark:
 			tr.out.Mark = tr.out.Mark&^e.Mask | e.Value
 		case Reject:
@@ -131,9 +133,11 @@ func (tr *tracer) match(m Match) bool {
 	switch m.Field {
 	case InInterface:
 		return p.InInterface == m.Value
+	case OutInterface:
+		return p.OutInterface == m.Value
 	case L4Proto:
 		return p.Protocol == ProtocolNumber(m.Value)
-	case Family:
+	case NFProto:
 		return p.Source.Is4() == (m.Value == families[0].name)
 	case HopLimit:
 		return !p.Source.Is4() && strconv.Itoa(int(p.HopLimit)) == m.Value
@@ -164,6 +168,10 @@ func (tr *tracer) key(fields Fields) (string, bool) {
 				return "", false
 			}
 			k = append(k, a.AsSlice()...)
+		case InInterface:
+			k = append(k, ifname(p.InInterface)...)
+		case OutInterface:
+			k = append(k, ifname(p.OutInterface)...)
 		case L4Proto:
 			k = append(k, byte(p.Protocol), 0, 0, 0)
 		case SourcePort:

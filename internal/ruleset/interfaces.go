@@ -1,0 +1,258 @@
+package ruleset
+
+import (
+	"net/netip"
+	"slices"
+
+	"edgepolicy.io/edgepolicyd/internal/policy"
+)
+
+// Interfaces is what is known of the gateway's interfaces. The zero value says
+// that nothing is: then a pod is who its address says, and addresses that are no
+// pod's are not ours.
+type Interfaces struct {
+	// Pods are the interfaces that carry pods and nothing else, sorted: a routed
+	// pod's own, or a bridge. What comes from there must be one of Sources.
+	Pods    []string
+	Sources []Source
+	// Hold: addresses in Ranges that are no known pod's neither send nor receive
+	// through the gateway (S11), whatever the interface, but for Others; and so do
+	// all that come from Pods.
+	Hold   bool
+	Ranges []policy.AddrRange // sorted, disjoint
+	Others []string           // interfaces that carry no pods, sorted: the LAN's, and those with a default route
+	// Ports are ports of bridges that carry pods, sorted. Tagged frames from there
+	// are dropped, as they would pass by the inet hooks; Checked are those that must
+	// send as PortSources only.
+	Ports       []string
+	Checked     []string
+	PortSources []Source
+}
+
+// Source is an address that an interface may send from.
+type Source struct {
+	Interface string
+	Address   netip.Addr
+}
+
+// Names of sets and chains that depend on interfaces.
+const (
+	setPodInterfaces = "pod_ifs"
+	setOthers        = "others"
+	chainHold        = "hold"
+	counterHold      = "hold"
+)
+
+// HeldSets name the sets in which the kernel notes addresses that are held, and
+// HoldCounter counts their packets.
+var HeldSets = [2]string{"held_v4", "held_v6"}
+
+// HoldCounter is the name of the counter of held packets.
+const HoldCounter = counterHold
+
+// heldFor is how long the kernel remembers a held address after its last packet,
+// in seconds.
+const heldFor = 30
+
+// ifname is an interface's name as a set's key has it: IFNAMSIZ bytes.
+func ifname(name string) string {
+	var b [16]byte
+	copy(b[:15], name)
+	return string(b[:])
+}
+
+func nameSet(name string, list []string) *Set {
+	s := &Set{Name: name, Key: []Type{TypeInterface}}
+	for _, n := range list {
+		s.Elements = append(s.Elements, Element{Key: ifname(n)})
+	}
+	return sized(s)
+}
+
+// sourceSets are the addresses that each interface may send from, by family.
+func sourceSets(list []Source) []*Set {
+	var sets []*Set
+	for _, f := range families {
+		s := &Set{Name: "src_" + f.suffix, Key: []Type{TypeInterface, f.addrType}}
+		for _, src := range list {
+			if src.Address.Is4() == (f.addrType == TypeIPv4) {
+				s.Elements = append(s.Elements, Element{Key: ifname(src.Interface) + string(src.Address.AsSlice())})
+			}
+		}
+		sets = append(sets, sized(s))
+	}
+	return sets
+}
+
+// sized sorts a set's elements and declares its size.
+func sized(s *Set) *Set {
+	slices.SortFunc(s.Elements, Element.Compare)
+	s.Elements = slices.Compact(s.Elements)
+	s.Size = max(512, sizeFor(len(s.Elements)))
+	return s
+}
+
+// rangeSet makes an interval set of disjoint ranges.
+func rangeSet(name string, f family, ranges []policy.AddrRange) *Set {
+	s := &Set{Name: name, Key: []Type{f.addrType}, Interval: true}
+	for _, r := range ranges {
+		if r.First.Is4() == (f.addrType == TypeIPv4) {
+			s.Elements = append(s.Elements, Element{Key: string(r.First.AsSlice()), Last: string(r.Last.AsSlice())})
+		}
+	}
+	slices.SortFunc(s.Elements, Element.Compare)
+	return s
+}
+
+// linkLocalSets are the addresses that belong to a link, not to a pod: nothing to
+// them or, in IPv6, from them passes between pods but what S22 says.
+func linkLocalSets() []*Set {
+	var sets []*Set
+	for i, list := range [2][]string{
+		{"169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"},
+		{"::/128", "fe80::/10", "ff00::/8"},
+	} {
+		var prefixes []netip.Prefix
+		for _, text := range list {
+			prefixes = append(prefixes, netip.MustParsePrefix(text))
+		}
+		sets = append(sets, rangeSet("local_"+families[i].suffix, families[i], policy.Ranges(prefixes, nil)))
+	}
+	return sets
+}
+
+// addSets adds the sets that the rules below look up.
+func (i *Interfaces) addSets(t *Table) {
+	var sets []*Set
+	if len(i.Pods) > 0 {
+		sets = append(sourceSets(i.Sources), nameSet(setPodInterfaces, i.Pods))
+		if !i.Hold {
+			sets = append(sets, linkLocalSets()...)
+		}
+	}
+	if i.holdsRanges() {
+		sets = append(sets, nameSet(setOthers, i.Others))
+		for n, f := range families {
+			sets = append(sets, rangeSet("ranges_"+f.suffix, f, i.Ranges), &Set{Name: HeldSets[n], Key: []Type{f.addrType}, Size: 1024, Timeout: heldFor})
+		}
+	}
+	for _, s := range sets {
+		t.Sets[s.Name] = s
+	}
+}
+
+func (i *Interfaces) holdsRanges() bool { return i.Hold && len(i.Ranges) > 0 }
+
+// known says that there are rules that depend on interfaces.
+func (i *Interfaces) known() bool { return len(i.Pods) > 0 || i.holdsRanges() }
+
+// fromPods holds what comes from a pod's interface and is not that pod's. It
+// stands before the epoch: a forged packet of an established flow is no part of it.
+func (i *Interfaces) fromPods() []Rule {
+	if len(i.Pods) == 0 {
+		return nil
+	}
+	var rules []Rule
+	from := Lookup{Key: key(InInterface), Set: setPodInterfaces}
+	for _, f := range families {
+		forged := Lookup{Key: key(InInterface, f.source), Set: "src_" + f.suffix, Not: true}
+		if i.Hold {
+			rules = append(rules, rule(from, forged, gotoChain(chainHold)).commented("not the sending pod's address"))
+			continue
+		}
+		rules = append(rules,
+			rule(from, Lookup{Key: key(f.source), Set: "pods_" + f.suffix}, forged, gotoChain(chainHold)).commented("another pod's address"),
+			rule(from, Lookup{Key: key(f.source), Set: "local_" + f.suffix}, gotoChain(chainHold)).commented("a link's address"))
+	}
+	return rules
+}
+
+// toPods holds what goes to a pod's interface and to no pod.
+func (i *Interfaces) toPods() []Rule {
+	if len(i.Pods) == 0 {
+		return nil
+	}
+	var rules []Rule
+	to := Lookup{Key: key(OutInterface), Set: setPodInterfaces}
+	for _, f := range families {
+		nobody := Lookup{Key: key(f.destination), Set: "pods_" + f.suffix, Not: true}
+		if !i.Hold {
+			nobody = Lookup{Key: key(f.destination), Set: "local_" + f.suffix}
+		}
+		rules = append(rules, rule(to, nobody, gotoChain(chainHold)).commented("no pod's address"))
+	}
+	return rules
+}
+
+// unknown holds addresses of the pod ranges that are no pod's, wherever they come
+// from or, in forward, go to.
+func (i *Interfaces) unknown(forward bool) []Rule {
+	if !i.holdsRanges() {
+		return nil
+	}
+	var rules []Rule
+	for _, f := range families {
+		ends := []struct{ address, via Field }{{f.source, InInterface}, {f.destination, OutInterface}}
+		if !forward {
+			ends = ends[:1]
+		}
+		for _, end := range ends {
+			rules = append(rules, rule(Lookup{Key: key(end.address), Set: "ranges_" + f.suffix},
+				Lookup{Key: key(end.address), Set: "pods_" + f.suffix, Not: true},
+				Lookup{Key: key(end.via), Set: setOthers, Not: true}, gotoChain(chainHold)).commented("not known yet"))
+		}
+	}
+	return rules
+}
+
+// holdChain lets IPv6 neighbours find each other, notes whom it holds, and drops.
+func (i *Interfaces) holdChain() *Chain {
+	c := &Chain{Name: chainHold, Rules: neighbourDiscovery()}
+	if i.holdsRanges() {
+		for n, f := range families {
+			for _, field := range []Field{f.source, f.destination} {
+				c.Rules = append(c.Rules, rule(Lookup{Key: key(field), Set: "ranges_" + f.suffix},
+					Lookup{Key: key(field), Set: "pods_" + f.suffix, Not: true}, Note{field, HeldSets[n]}))
+			}
+		}
+	}
+	c.Rules = append(c.Rules, rule(Count{counterHold}, Verdict{Kind: Drop}).commented("held"))
+	return c
+}
+
+// The bridge family's table. Its prerouting hook sees frames before the bridge
+// decides where they go; priority -300 is before br_netfilter's use of that hook
+// (NF_BR_PRI_BRNF, 0), which shows frames to the inet hooks.
+var bridgeHook = &Hook{Name: "prerouting", Priority: -300}
+
+const (
+	chainPrerouting = "prerouting"
+	setPorts        = "ports"
+	setChecked      = "checked"
+)
+
+// CompileBridge makes the table of the bridge family: who may send as whom, by
+// port, which the inet hooks can't see. It is nil where there is nothing for it to
+// do.
+func (i *Interfaces) CompileBridge(name string) *Table {
+	if len(i.Ports)+len(i.Checked) == 0 {
+		return nil
+	}
+	t := &Table{Family: FamilyBridge, Name: name, Counters: map[string]bool{}, Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
+	c := &Chain{Name: chainPrerouting, Hook: bridgeHook}
+	t.Chains[c.Name] = c
+	port, drop := Lookup{Key: key(InInterface), Set: setPorts}, Verdict{Kind: Drop}
+	for _, tag := range []string{"8021q", "8021ad"} {
+		c.Rules = append(c.Rules, rule(port, Match{EtherType, tag}, drop).commented("a VLAN tag leads past the filter"))
+	}
+	local := rangeSet("local_v6", families[1], policy.Ranges([]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")}, nil))
+	c.Rules = append(c.Rules,
+		rule(Lookup{Key: key(InInterface), Set: setChecked, Not: true}, accept()),
+		rule(Lookup{Key: key(InInterface, IPSource), Set: "src_v4", Not: true}, drop).commented("not the sending pod's address"),
+		rule(Lookup{Key: key(IP6Source), Set: "local_v6"}, accept()).commented("neighbour discovery; the inet table says what else"),
+		rule(Lookup{Key: key(InInterface, IP6Source), Set: "src_v6", Not: true}, drop).commented("not the sending pod's address"))
+	for _, s := range append(sourceSets(i.PortSources), local, nameSet(setPorts, i.Ports), nameSet(setChecked, i.Checked)) {
+		t.Sets[s.Name] = s
+	}
+	return t
+}
