@@ -64,3 +64,17 @@ func Served(source string, kind inventory.Kind, data []byte) (Document, []Diagno
 	doc.Valid = doc.Policy != nil || doc.Pod != nil || doc.Namespace != nil
 	return doc, l.found
 }
+
+// PodJSON gives the canonical form of a pod that was put together from what
+// several sources know: inventory.Head.JSON for it.
+func PodJSON(p *inventory.Pod) []byte {
+	m := podManifest{APIVersion: "v1", Kind: "Pod", Metadata: podMeta{p.Key.Name, p.Key.Namespace, p.Labels, anyText(p.UID)}}
+	m.Spec.NodeName, m.Spec.HostNetwork, m.Status.Phase = anyText(p.Node), p.HostNetwork, p.Phase
+	for _, port := range p.Ports {
+		m.Spec.Containers = append(m.Spec.Containers, container{Ports: []containerPort{{port.Name, int32(port.Port), port.Protocol.String()}}})
+	}
+	for _, a := range p.Addresses {
+		m.Status.PodIPs = append(m.Status.PodIPs, podIP{a.String()})
+	}
+	return canonical(m)
+}
