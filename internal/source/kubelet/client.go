@@ -31,8 +31,9 @@ type client struct {
 	files [3][]byte // CA, certificate and key that rt was made with
 	rt    http.RoundTripper
 	close func()
-	stale error // why the files as they are now can't be used; rt is of older ones
-	fixed bool  // rt stays, whatever the files are
+	wait  time.Duration // answerWait
+	stale error         // why the files as they are now can't be used; rt is of older ones
+	fixed bool          // rt stays, whatever the files are
 }
 
 // answer is what one question brought.
@@ -63,7 +64,7 @@ func (c *client) pods(ctx context.Context, buf *bytes.Buffer) answer {
 }
 
 func (c *client) ask(ctx context.Context, buf *bytes.Buffer, token string) (a answer) {
-	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	ctx, cancel := context.WithTimeout(ctx, c.wait)
 	defer cancel()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { a.fresh = !i.Reused }})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.cfg.URL.JoinPath("pods").String(), nil)
@@ -143,7 +144,7 @@ func (c *client) prepare() error {
 	}
 	t := &http.Transport{
 		DialContext:     (&net.Dialer{Timeout: dialWait}).DialContext,
-		TLSClientConfig: config, TLSHandshakeTimeout: answerWait, ForceAttemptHTTP2: true,
+		TLSClientConfig: config, TLSHandshakeTimeout: c.wait, ForceAttemptHTTP2: true,
 		MaxIdleConns: 1, IdleConnTimeout: idleWait, DisableCompression: true,
 		MaxResponseHeaderBytes: 64 << 10,
 		// Proxy is not set: a kubelet is on this gateway.
@@ -219,7 +220,6 @@ func (c *client) unanswered(err error) (_ error, away bool) {
 		name      x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		plain     tls.RecordHeaderError
-		alert     tls.AlertError
 		operation *net.OpError
 		timeout   net.Error
 	)
@@ -241,10 +241,10 @@ func (c *client) unanswered(err error) (_ error, away bool) {
 		return tell("its certificate can't be used: %v", invalid), false
 	case errors.As(err, &plain):
 		return tell("it does not speak TLS at this port: use http:// if this is the read-only port (10255)"), false
-	case errors.As(err, &alert) || strings.Contains(err.Error(), "remote error: tls:"):
+	case strings.Contains(err.Error(), "remote error: tls:"):
 		return tell("it refuses the TLS connection (%v): look at certificate and key", inner(err)), false
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return tell("no answer within %v: is it running, and is this its address?", answerWait), true
+		return tell("no answer within %v: is it running, and is this its address?", c.wait), true
 	case errors.As(err, &operation):
 		// Without the ports of the connection, which are others each time.
 		return tell("out of reach: %s: %v: is it running, and is this its address?", operation.Op, inner(operation.Err)), true

@@ -102,7 +102,7 @@ func New(cfg Config, last func() inventory.Objects, log *slog.Logger) (*Source, 
 		cfg: cfg, log: log, last: last, belief: newBelief(),
 		poke: make(chan struct{}, 1), wake: make(chan struct{}, 1), turn: make(chan struct{}, 1),
 	}
-	s.client.cfg, s.client.close = &s.cfg, func() {}
+	s.client = client{cfg: &s.cfg, close: func() {}, wait: answerWait}
 	return s, nil
 }
 

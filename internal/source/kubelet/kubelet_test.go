@@ -98,6 +98,7 @@ func wired(t testing.TB, cfg Config, last func() inventory.Objects) (*Source, *w
 	must(t, err)
 	w := &wire{Kubelet: stub.NewKubelet(), fresh: true}
 	s.client.rt, s.client.fixed = w, true
+	s.client.wait = time.Minute // on a busy machine
 	return s, w
 }
 
@@ -190,11 +191,11 @@ func podOf(r source.Report, key string) *inventory.Pod {
 	return nil
 }
 
-// refresh polls once.
+// refresh polls once, and waits for as long as it takes.
 func refresh(t testing.TB, s *Source) source.Report {
 	t.Helper()
-	r, err := s.Refresh(context.Background())
-	must(t, err)
+	s.poll(context.Background())
+	r, _ := s.current()
 	return r
 }
 
