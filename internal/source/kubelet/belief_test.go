@@ -323,3 +323,28 @@ func TestNoList(t *testing.T) {
 		}
 	}
 }
+
+// After a failure a shorter list is in doubt, also over the same connection.
+func TestShorterAfterAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := stub.Pod{Name: "a", IPs: []string{"10.0.0.1"}}, stub.Pod{Name: "b", IPs: []string{"10.0.0.2"}}
+		s, w := wired(t, Config{}, nil)
+		w.SetPods(a, b)
+		f := settled(t, s)
+		before := f.last()
+		w.Fail(http.StatusInternalServerError, "")
+		s.Poke()
+		time.Sleep(time.Second)
+		w.Fail(0, "")
+		w.SetPods(b)
+		s.Poke()
+		time.Sleep(settle - time.Millisecond)
+		synctest.Wait()
+		never(t, f.all()[1:], "too early", func(r source.Report) bool { return names(r) != names(before) })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if r := f.last(); names(r) != "default/b=10.0.0.2" {
+			t.Errorf("in the end: %s", describe(r))
+		}
+	})
+}
