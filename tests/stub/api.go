@@ -254,11 +254,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	a.mu.Unlock()
 	switch {
 	case dropped:
-		select {
-		case <-q.Context().Done():
-		case <-ended:
-		}
-		panic(http.ErrAbortHandler)
+		hold(q, ended)
 	case faulty:
 		for name, values := range fault.Header {
 			w.Header()[name] = values
@@ -279,6 +275,15 @@ func (a *API) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	default:
 		a.list(w, q, resource)
 	}
+}
+
+// hold never answers.
+func hold(q *http.Request, ended <-chan struct{}) {
+	select {
+	case <-q.Context().Done():
+	case <-ended:
+	}
+	panic(http.ErrAbortHandler)
 }
 
 func refuse(w http.ResponseWriter, code int, reason, message string) {
@@ -375,6 +380,9 @@ func (a *API) watch(w http.ResponseWriter, q *http.Request, resource string) {
 	for {
 		a.mu.Lock()
 		moved, silent, dropped := a.moved, a.silent, a.dropped
+		if dropped {
+			ended = a.ended
+		}
 		expired := from < a.oldest
 		var news []change
 		for _, c := range a.history {
@@ -386,8 +394,7 @@ func (a *API) watch(w http.ResponseWriter, q *http.Request, resource string) {
 		a.mu.Unlock()
 		switch {
 		case dropped:
-			<-q.Context().Done()
-			return
+			hold(q, ended)
 		case silent:
 			news, bookmarks = nil, false
 		case expired:

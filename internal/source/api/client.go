@@ -191,30 +191,27 @@ func untrusted(err error) bool {
 		err != nil && strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
 }
 
-// patience is how long an error may last before it is no passing one: an API
-// server that starts answers 403 and 404 for some seconds. Negative: an error that
-// does not pass by itself, however long.
-func patience(err error) (lasting bool, after time.Duration) {
+// lasting says whether an error is one that does not pass by itself, and whether
+// that is sure at once: an API server that starts answers 403 and 404 for some
+// seconds.
+func lasting(err error) (is, atOnce bool) {
 	var status *statusError
 	var answer *answerError
 	var config *configError
 	switch {
 	case errors.As(err, &config), untrusted(err):
-		return true, 0
+		return true, true
 	case errors.As(err, &answer):
-		return true, passing
+		return true, false
 	case errors.As(err, &status):
 		switch status.code {
 		case http.StatusRequestTimeout, http.StatusGone, http.StatusTooManyRequests:
-			return false, 0
+			return false, false
 		}
-		return status.code < 500, passing
+		return status.code < 500, false
 	}
-	return false, 0
+	return false, false
 }
-
-// passing is how long a refusal may be the trouble of a server that starts.
-const passing = 30 * time.Second
 
 // remedy says what to do about an error that does not pass by itself.
 func remedy(err error, resource string) string {

@@ -21,7 +21,8 @@ type times struct {
 	trial                  span          // when it is tried whether a polled resource can be watched now
 	poll                   time.Duration // between lists where there is no watch; up to half as much more
 	retry                  time.Duration // between attempts at most; down to three quarters
-	refused                time.Duration // likewise, when the server refuses us for longer than passing
+	passing                time.Duration // for which a refusal may be the trouble of a server that starts
+	refused                time.Duration // as retry, when the server refuses us for longer
 }
 
 // span is how long a watch is asked for, and may be silent.
@@ -33,7 +34,7 @@ var defaults = times{
 	watch1: span{45 * time.Second, 50 * time.Second},
 	watch2: span{5 * time.Minute, 90 * time.Second},
 	trial:  span{6 * time.Second, 8 * time.Second},
-	poll:   14 * time.Second, retry: 4 * time.Second, refused: 30 * time.Second,
+	poll:   14 * time.Second, retry: 4 * time.Second, passing: 30 * time.Second, refused: 30 * time.Second,
 }
 
 const (
@@ -61,16 +62,21 @@ func (s *Source) follow(ctx context.Context, r *resource) {
 // is back.
 func (s *Source) backoff(r *resource, err error, failures int) time.Duration {
 	limit := s.times.retry
-	if lasting, after := patience(err); lasting && after > 0 {
-		s.mu.Lock()
-		if !r.failing.IsZero() && time.Since(r.failing) > after {
-			limit = s.times.refused
-		}
-		s.mu.Unlock()
+	s.mu.Lock()
+	if _, atOnce := lasting(err); !atOnce && s.refused(r) {
+		limit = s.times.refused
 	}
+	s.mu.Unlock()
 	d := min(limit, s.times.retry/16<<min(failures-1, 10))
 	d -= time.Duration(rand.Int64N(int64(d/4) + 1))
 	return max(d, retryAfter(err))
+}
+
+// refused says whether a resource can't be read until somebody does something
+// about it. The caller holds mu.
+func (s *Source) refused(r *resource) bool {
+	is, atOnce := lasting(r.err)
+	return is && (atOnce || time.Since(r.failing) >= s.times.passing)
 }
 
 // pause waits, for a moment at least, or until there is reason to ask now.
@@ -155,6 +161,10 @@ func (s *Source) watch(ctx context.Context, r *resource, span span) outcome {
 	if r.selector != "" {
 		query.Set("fieldSelector", r.selector)
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	r.stop.Store(&stop)
+	defer r.stop.Store(nil)
 	r.bad++ // unless there is a sign of life
 	body, err := c.open(ctx, r.path, query, s.times.open, span.silent)
 	if err != nil {
@@ -166,6 +176,9 @@ func (s *Source) watch(ctx context.Context, r *resource, span span) outcome {
 	var answer *answerError
 	var syntax *json.SyntaxError
 	switch {
+	case ctx.Err() != nil:
+		r.bad = 0
+		return relist
 	case errors.As(err, &status), errors.As(err, &answer), errors.As(err, &syntax) && !errors.Is(err, io.ErrUnexpectedEOF):
 		return relist // Expired, in most cases
 	case err == errOutdated:
@@ -182,6 +195,7 @@ func (s *Source) unopened(ctx context.Context, r *resource, err error) outcome {
 	var status *statusError
 	switch {
 	case ctx.Err() != nil:
+		r.bad--
 		return relist
 	case err == errSilent:
 		return poll

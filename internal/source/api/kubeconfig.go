@@ -45,7 +45,7 @@ func (c *connection) get() (*client, error) {
 	defer c.mu.Unlock()
 	if c.kubeconfig == "" {
 		if c.client == nil {
-			made, err := newClient("server "+c.server, c.server, &transport.Config{})
+			made, err := newClient("server", c.server, &transport.Config{})
 			if err != nil {
 				return nil, err
 			}

@@ -22,14 +22,14 @@ func (s *Source) assemble() source.Report {
 	where, warnings := s.conn.about()
 	report.Diagnostics = warnings
 	var refused []string
-	lasting := map[inventory.Kind]bool{}
+	missing := map[inventory.Kind]bool{}
 	for _, r := range s.resources {
 		s.objects(r, &report)
 		if r.failing.IsZero() {
 			continue
 		}
-		if is, after := patience(r.err); is && time.Since(r.failing) >= after {
-			lasting[r.kind] = true
+		if s.refused(r) {
+			missing[r.kind] = true
 			refused = append(refused, refusalText(r))
 			continue
 		}
@@ -42,7 +42,7 @@ func (s *Source) assemble() source.Report {
 	if slices.Sort(refused); len(refused) > 0 {
 		report.Err = fmt.Errorf("api: %s: %s", where, strings.Join(slices.Compact(refused), "; "))
 	}
-	report.Unknown = !s.known(lasting)
+	report.Unknown = !s.known(missing)
 	s.stamp(&report)
 	return s.report
 }
@@ -61,9 +61,9 @@ func (s *Source) stamp(r *source.Report) {
 // known says whether no objects mean that there are none: all resources were read
 // since the daemon started or before it did. Where only pods or namespaces are
 // refused for good, policies count for all that, as other sources may know these.
-func (s *Source) known(lasting map[inventory.Kind]bool) bool {
+func (s *Source) known(refused map[inventory.Kind]bool) bool {
 	for _, r := range s.resources {
-		if !r.listed && !s.remembered && (r.kind == inventory.KindPolicy || !lasting[r.kind]) {
+		if !r.listed && !s.remembered && (r.kind == inventory.KindPolicy || !refused[r.kind]) {
 			return false
 		}
 	}

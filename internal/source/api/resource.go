@@ -2,10 +2,12 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"hash/maphash"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -18,12 +20,13 @@ type resource struct {
 	name     string // in a URL, and for the user
 	kind     inventory.Kind
 	path     string
-	selector string        // fieldSelector, or empty
-	wake     chan struct{} // there is reason to ask the server now
-	listing  chan struct{} // holds a token while the list is read
-	polled   bool          // it can't be watched
-	polls    int           // since then
-	bad      int           // watches in a row without a sign of life
+	selector string                             // fieldSelector, or empty
+	wake     chan struct{}                      // there is reason to ask the server now
+	stop     atomic.Pointer[context.CancelFunc] // ends the watch that is open; nil if none is
+	listing  chan struct{}                      // holds a token while the list is read
+	polled   bool                               // it can't be watched
+	polls    int                                // since then
+	bad      int                                // watches in a row without a sign of life
 
 	// Guarded by Source.mu.
 	entries   map[inventory.Key]*entry
@@ -163,8 +166,11 @@ func (r *resource) bySum() map[uint64]*entry {
 	return sums
 }
 
-// nudge wakes the follower.
+// nudge makes the follower read the list now.
 func (r *resource) nudge() {
+	if stop := r.stop.Load(); stop != nil {
+		(*stop)()
+	}
 	select {
 	case r.wake <- struct{}{}:
 	default:
