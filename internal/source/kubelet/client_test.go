@@ -169,7 +169,9 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// A server that asks for a certificate in the handshake, which a kubelet does not.
+// A server that insists on a certificate in the handshake, which a kubelet does
+// not. In TLS 1.3 its refusal can be lost in the reset that follows it, so that
+// not every attempt tells.
 func TestRefusedHandshake(t *testing.T) {
 	k := secure(t, later)
 	strict := k.config.Clone()
@@ -179,10 +181,10 @@ func TestRefusedHandshake(t *testing.T) {
 	other := stub.NewKubelet()
 	other.ServeTLS(l, strict)
 	t.Cleanup(other.Close)
-	s := k.source(t, Config{URL: &url.URL{Scheme: "https", Host: l.Addr().String()}, CA: filepath.Join(k.dir, "ca.crt"), ServerName: "gw-node"}, &bytes.Buffer{})
-	if r := refresh(t, s); r.Err == nil || !strings.Contains(r.Err.Error(), "certificate and key") || !r.OfflineSince.IsZero() {
-		t.Errorf("%s", describe(r))
-	}
+	s := k.source(t, Config{URL: &url.URL{Scheme: "https", Host: l.Addr().String()}, CA: filepath.Join(k.dir, "ca.crt"), ServerName: "gw-node", Interval: time.Millisecond}, &bytes.Buffer{})
+	run(t, s).until("the refusal", func(r source.Report) bool {
+		return r.Err != nil && strings.Contains(r.Err.Error(), "certificate and key") && r.OfflineSince.IsZero()
+	})
 }
 
 // A certificate of yesterday, or a clock of 1970.
