@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -118,6 +119,9 @@ func (a *app) printStatus(s status.Status) {
 	for _, r := range s.Reasons {
 		fmt.Fprintf(a.stdout, "  %s\n", r)
 	}
+	if s.Offline {
+		fmt.Fprintln(a.stdout, "offline: what was known last is enforced")
+	}
 	there := "present"
 	if !s.TablePresent {
 		there = "not there"
@@ -132,12 +136,46 @@ func (a *app) printStatus(s status.Status) {
 		fmt.Fprintf(a.stdout, "  %s  %s, selects %s%s\n", p.Name, p.File, count(p.Pods, "pod"), since(", in force for %s", p.Since))
 	}
 	for _, src := range s.Sources {
-		fmt.Fprintf(a.stdout, "source %s%s\n", src.Name, since(": read %s ago", src.LastRead))
+		fmt.Fprintf(a.stdout, "source %s: %s\n", src.Name, freshness(src))
 		for _, w := range src.Warnings {
 			fmt.Fprintf(a.stdout, "  warning: %s\n", w)
 		}
 	}
+	if h := s.Hold; h.On {
+		fmt.Fprintf(a.stdout, "unknown addresses are held: %s; %s so far%s\n", strings.Join(h.Ranges, ", "), count(int(h.Packets), "packet"), latency(h.Latency))
+		for _, held := range h.Addresses {
+			fmt.Fprintf(a.stdout, "  held: %s\n", held)
+		}
+	}
+	if s.NodeName != "" {
+		fmt.Fprintf(a.stdout, "node %s\n", s.NodeName)
+	}
 	fmt.Fprintf(a.stdout, "edgepolicyd %s%s\n", s.DaemonVersion, since(", running for %s", s.Started))
+}
+
+// freshness says how old what a source serves is.
+func freshness(s status.SourceStatus) string {
+	text := "not confirmed since the start"
+	switch {
+	case s.AgeSeconds != nil:
+		text = fmt.Sprintf("confirmed %s ago", time.Duration(*s.AgeSeconds)*time.Second)
+	case s.Unknown:
+		text = "nothing is known of it yet"
+	case s.OfflineSince.IsZero() && s.Error == "":
+		text = strings.TrimPrefix(since(", read %s ago", s.LastRead), ", ")
+	}
+	if !s.OfflineSince.IsZero() {
+		text += since(", offline for %s", s.OfflineSince) + s.OfflineSince.Format(" (since 2006-01-02 15:04:05)")
+	}
+	return text
+}
+
+// latency says how fast new pods were enforced.
+func latency(l status.Latency) string {
+	if l.Pods == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; from CNI result to kernel %.1f ms for the last of %s, %.1f ms at most", l.Last.Float(), count(l.Pods, "new pod"), l.Most.Float())
 }
 
 // since puts the time that has passed into a phrase; nothing for no time.
@@ -183,7 +221,7 @@ func (a *app) flush(ctx context.Context) error {
 	}
 	defer c.Close()
 	there, err := c.Delete()
-	err = errors.Join(err, nft.DropTagged(string(cfg.Table), nil))
+	err = errors.Join(err, nft.DeleteBridge(string(cfg.Table)))
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("%w: ask as root (sudo)", err)
 	}

@@ -14,9 +14,6 @@ import (
 
 	"edgepolicy.io/edgepolicyd/internal/config"
 	"edgepolicy.io/edgepolicyd/internal/enforce"
-	"edgepolicy.io/edgepolicyd/internal/inventory"
-	"edgepolicy.io/edgepolicyd/internal/source"
-	"edgepolicy.io/edgepolicyd/internal/source/directory"
 	"edgepolicy.io/edgepolicyd/internal/state"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
@@ -60,19 +57,12 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	store := state.New(string(cfg.StateDir), log)
 	saved, err := store.Load()
 	if err != nil {
-		log.Error("the saved state can't be used; going on with what the directory gives", "error", err)
+		log.Error("the saved state can't be used; going on with what the sources give", "error", err)
 	}
-	last := func() inventory.Objects {
-		known, err := saved.Objects("directory")
-		if err != nil {
-			log.Error("not all of the saved state can be used", "error", err)
-		}
-		return known
+	e, err := newEnforcer(ctx, cfg, store, saved, log)
+	if err != nil {
+		return err
 	}
-	e := enforce.New(enforce.Config{
-		Table: string(cfg.Table), Options: cfg.Options(), Store: store, Log: log, Version: version, StateLost: saved.Empty(),
-		Sources: []source.Source{directory.New(string(cfg.Sources.Directory.Path), last, log)},
-	})
 	notify := status.NewNotifier(os.Getenv)
 	failed := make(chan error, 2)
 	go func() {
@@ -104,6 +94,23 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	}
 	log.Info("stopped; what was enforced stays in force")
 	return err
+}
+
+// newEnforcer makes the enforcer that a configuration and a saved state describe.
+func newEnforcer(ctx context.Context, cfg config.Config, store *state.Store, saved state.Saved, log *slog.Logger) (*enforce.Enforcer, error) {
+	list, node, err := sources(ctx, cfg, saved, store != nil, log)
+	if err != nil {
+		return nil, err
+	}
+	c := enforce.Config{
+		Table: string(cfg.Table), Options: cfg.Options(), Sources: list, Store: store, Log: log, Version: version,
+		StateLost: saved.Empty(), Hold: string(cfg.HoldUnknownPods), NodeName: node,
+		Restoring: store == nil, Ranges: saved.Ranges,
+	}
+	for _, r := range cfg.PodRanges {
+		c.PodRanges = append(c.PodRanges, r.Prefix)
+	}
+	return enforce.New(c), nil
 }
 
 // statusLine is what systemctl status shows.

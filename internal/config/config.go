@@ -12,6 +12,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +29,9 @@ const DefaultPath = "/etc/edgepolicyd/config.yaml"
 // json tag is a key, described in keys.
 type Config struct {
 	Sources            Sources    `json:"sources"`
+	NodeName           Node       `json:"nodeName"`
+	PodRanges          []Prefix   `json:"podRanges"`
+	HoldUnknownPods    Hold       `json:"holdUnknownPods"`
 	StateDir           Path       `json:"stateDir"`
 	Socket             Path       `json:"socket"`
 	Table              Table      `json:"table"`
@@ -42,6 +47,55 @@ type Config struct {
 // Sources are the places that pods, namespaces and policies are read from.
 type Sources struct {
 	Directory Directory `json:"directory"`
+	CNI       CNI       `json:"cni"`
+	Kubelet   Kubelet   `json:"kubelet"`
+	API       API       `json:"api"`
+}
+
+// CNI is where container runtimes and CNI plugins keep what they know.
+type CNI struct {
+	ResultsDir Path `json:"resultsDir"`
+	ConfigDir  Path `json:"configDir"`
+}
+
+// Kubelet is the gateway's own kubelet; off without a URL.
+type Kubelet struct {
+	URL              URL      `json:"url"`
+	CA               File     `json:"ca"`
+	ServerName       string   `json:"serverName"`
+	Certificate      File     `json:"certificate"`
+	Key              File     `json:"key"`
+	TokenFile        File     `json:"tokenFile"`
+	Interval         Duration `json:"interval"`
+	PolicyAnnotation bool     `json:"policyAnnotation"`
+}
+
+// API is a Kubernetes API server, or what stands for one on the gateway; off
+// unless one of Preset, Kubeconfig and Server is set.
+type API struct {
+	Preset     Preset `json:"preset"`
+	Kubeconfig File   `json:"kubeconfig"`
+	Server     URL    `json:"server"`
+	Pods       Scope  `json:"pods"`
+}
+
+// presets are the APIs that gateways are known to have.
+var presets = map[Preset]API{
+	"edge-kubelet": {Server: "http://127.0.0.1:10355"},
+	"metaserver":   {Server: "http://127.0.0.1:10550"},
+	"k3s":          {Kubeconfig: "/etc/rancher/k3s/k3s.yaml"},
+	"kubeadm":      {Kubeconfig: "/etc/kubernetes/kubelet.conf"},
+}
+
+// On says whether there is an API to ask.
+func (a API) On() bool { return a.Kubeconfig != "" || a.Server != "" }
+
+// Resolved is the API with its preset written out.
+func (a API) Resolved() API {
+	if p, ok := presets[a.Preset]; ok {
+		a.Kubeconfig, a.Server = p.Kubeconfig, p.Server
+	}
+	return a
 }
 
 // Directory is the watched directory of manifests.
@@ -69,7 +123,13 @@ type Mark struct {
 func Default() Config {
 	o := inventory.DefaultOptions()
 	return Config{
-		Sources:            Sources{Directory{Path: "/etc/edgepolicy.d"}},
+		Sources: Sources{
+			Directory: Directory{Path: "/etc/edgepolicy.d"},
+			CNI:       CNI{ResultsDir: "/var/lib/cni/results", ConfigDir: "/etc/cni/net.d"},
+			Kubelet:   Kubelet{Interval: Duration(10 * time.Second)},
+			API:       API{Pods: "node"},
+		},
+		HoldUnknownPods:    "auto",
 		StateDir:           "/var/lib/edgepolicyd",
 		Socket:             "/run/edgepolicyd/edgepolicyd.sock",
 		Table:              "edgepolicyd",
@@ -143,7 +203,29 @@ func read(path string) ([]byte, error) {
 // Config is not to be used when a diagnostic is an error.
 func Parse(file string, data []byte) (Config, []manifest.Diagnostic) {
 	c := Default()
-	return c, manifest.Unmarshal(file, data, &c)
+	found := manifest.Unmarshal(file, data, &c)
+	if slices.ContainsFunc(found, func(d manifest.Diagnostic) bool { return d.Severity == manifest.Error }) {
+		return c, found
+	}
+	fail := func(field, message string) {
+		found = append(found, manifest.Diagnostic{Severity: manifest.Error, File: file, Field: field, Message: message})
+	}
+	if k := c.Sources.Kubelet; (k.Certificate == "") != (k.Key == "") {
+		fail("sources.kubelet", "certificate and key belong together: give both or neither")
+	}
+	if k := c.Sources.Kubelet; k.URL == "" && k != Default().Sources.Kubelet {
+		fail("sources.kubelet", "url is missing: without it the kubelet is not asked, and the other keys mean nothing")
+	}
+	a, given := c.Sources.API, 0
+	for _, set := range []bool{a.Preset != "", a.Kubeconfig != "", a.Server != ""} {
+		if set {
+			given++
+		}
+	}
+	if given > 1 {
+		fail("sources.api", "preset, kubeconfig and server exclude each other: give one")
+	}
+	return c, found
 }
 
 // Options are the settings that change what is enforced.

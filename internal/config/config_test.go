@@ -78,6 +78,7 @@ func TestReference(t *testing.T) {
 	c, err := Load(path)
 	want := Default()
 	want.Gateway.AllowFromPods, want.NeverPods, want.NeverIsolate = []Port{}, []Prefix{}, []Workload{}
+	want.PodRanges = []Prefix{}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("configs/config.yaml is read as %+v, %v", c, err)
 	}

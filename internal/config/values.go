@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"math/bits"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -36,6 +38,20 @@ type (
 	Prefix struct{ netip.Prefix }
 	// Workload is a pod, or all pods of a namespace (Name is empty).
 	Workload inventory.Key
+	// File is the absolute path of a file, or empty for none.
+	File string
+	// URL is that of a server, http or https, or empty for none.
+	URL string
+	// Duration is a time such as 10s; at least a second.
+	Duration time.Duration
+	// Node is the name of a Kubernetes node, or empty.
+	Node string
+	// Hold says whether addresses that are not known yet are held: auto, on or off.
+	Hold string
+	// Scope says whose pods are read: node or all.
+	Scope string
+	// Preset is the name of an API that gateways are known to have.
+	Preset string
 	// Mask is the part of the 32-bit connection mark that is the daemon's.
 	Mask uint32
 )
@@ -63,6 +79,65 @@ func (t *Table) UnmarshalText(text []byte) error {
 	}
 	*t = Table(text)
 	return nil
+}
+
+// UnmarshalText reads an absolute path, or nothing.
+func (f *File) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*f = ""
+		return nil
+	}
+	return (*Path)(f).UnmarshalText(text)
+}
+
+// UnmarshalText reads the URL of a server, or nothing.
+func (u *URL) UnmarshalText(text []byte) error {
+	if len(text) > 0 {
+		p, err := url.Parse(string(text))
+		if err != nil || p.Scheme != "http" && p.Scheme != "https" || p.Host == "" || p.User != nil || p.RawQuery != "" || p.Fragment != "" {
+			return errors.New("must be http:// or https:// and a host, such as https://127.0.0.1:10250, without user, password or query")
+		}
+	}
+	*u = URL(text)
+	return nil
+}
+
+// UnmarshalText reads a time such as 10s or 1m.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil || v < time.Second || v > time.Hour {
+		return errors.New("must be a time from 1s to 1h, such as 10s or 1m")
+	}
+	*d = Duration(v)
+	return nil
+}
+
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// UnmarshalText reads the name of a node, or nothing.
+func (n *Node) UnmarshalText(text []byte) error {
+	if len(text) > 0 && len(validation.IsDNS1123Subdomain(string(text))) > 0 {
+		return errors.New("must be the name of a Kubernetes node: lower case letters, digits, - and .")
+	}
+	*n = Node(text)
+	return nil
+}
+
+// UnmarshalText reads auto, on or off.
+func (h *Hold) UnmarshalText(text []byte) error {
+	return oneOf((*string)(h), text, "auto", "on", "off")
+}
+
+// UnmarshalText reads node or all.
+func (s *Scope) UnmarshalText(text []byte) error { return oneOf((*string)(s), text, "node", "all") }
+
+// UnmarshalText reads the name of a preset, or nothing.
+func (p *Preset) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*p = ""
+		return nil
+	}
+	return oneOf((*string)(p), text, "edge-kubelet", "metaserver", "k3s", "kubeadm")
 }
 
 // UnmarshalText reads drop or reject.

@@ -3,6 +3,7 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"slices"
 	"time"
@@ -25,15 +26,24 @@ func (e *Enforcer) update() {
 	for _, s := range e.cfg.Sources {
 		list = append(list, e.reports[s.Name()])
 	}
-	e.snapshot, e.problems = source.Merge(list, e.own, e.nextHops, &e.cfg.Options)
+	e.merger.Wait = e.holding()
+	merged := e.merger.Merge(list, e.own, e.nextHops, &e.cfg.Options)
+	e.snapshot, e.problems, e.notes = merged.Snapshot, merged.Problems, merged.Notes
+	e.waiting = e.waitingSince(merged.Waiting)
 	e.lookAtPods()
+	e.wire()
+	if e.look {
+		e.filterBridges()
+	}
 	e.isolations = e.resolver.Update(e.snapshot)
 	if e.flushed == nil {
 		e.applyErr = e.apply()
 		if e.applyErr != nil {
 			e.log.Error("the kernel does not have what it should; trying again", "error", e.applyErr)
 		}
+		e.applyBridgeTable()
 	}
+	e.measure()
 	e.save()
 	e.publish()
 }
@@ -229,7 +239,7 @@ func (e *Enforcer) tableIsAllThatIsKnown() bool {
 		return false
 	}
 	for _, r := range e.reports {
-		if r.Err != nil || slices.ContainsFunc(r.Rejected, func(x source.Rejected) bool { return !x.Kept }) {
+		if r.Unknown || r.Err != nil && r.Confirmed.IsZero() || slices.ContainsFunc(r.Rejected, func(x source.Rejected) bool { return !x.Kept }) {
 			return true
 		}
 	}
@@ -267,9 +277,11 @@ func (e *Enforcer) save() {
 	if e.holds {
 		return // what the table holds is more than what is known
 	}
-	s := state.State{Sources: map[string]inventory.Objects{}}
+	s := state.State{Boot: state.Boot(), Ranges: e.ranges, Sources: map[string]inventory.Objects{}}
 	for name, r := range e.reports {
-		s.Sources[name] = r.Objects
+		if !r.Network.Present && !r.Unknown { // CNI results are on the disk themselves
+			s.Sources[name] = r.Objects
+		}
 	}
 	select {
 	case <-e.toSave:
@@ -278,19 +290,61 @@ func (e *Enforcer) save() {
 	e.toSave <- s
 }
 
-// writeState writes what save hands over until the channel is closed.
+// writeEvery bounds how often the state is written: flash wears out. A change of
+// pods alone waits longer, as they are known again as soon as they run.
+const (
+	writeEvery     = 5 * time.Second
+	writePodsEvery = time.Minute
+)
+
+// writeState writes what save hands over until the channel is closed: at once after
+// a quiet time, else what is newest when the time comes.
 func (e *Enforcer) writeState() {
+	var written state.State
+	var last time.Time
 	for s := range e.toSave {
-		if e.cfg.Store == nil {
-			continue
+		for wait := true; wait; {
+			pause := writeEvery
+			if onlyPodsDiffer(written, s) {
+				pause = writePodsEvery
+			}
+			select {
+			case newer, open := <-e.toSave:
+				if !open {
+					e.write(s)
+					return
+				}
+				s = newer
+			case <-time.After(time.Until(last.Add(pause))):
+				wait = false
+			}
 		}
-		_, err := e.cfg.Store.Save(s)
-		text := ""
-		if err != nil {
-			text = err.Error()
+		if e.write(s) {
+			last = time.Now()
 		}
-		if old := e.stateErr.Swap(&text); err != nil && (old == nil || *old != text) {
-			e.log.Error("the last good input can't be saved; a restart without the sources would not know it", "error", err)
-		}
+		written = s
 	}
+}
+
+// onlyPodsDiffer says whether two states have the same policies and namespaces.
+func onlyPodsDiffer(a, b state.State) bool {
+	return maps.EqualFunc(a.Sources, b.Sources, func(x, y inventory.Objects) bool {
+		return slices.Equal(x.Policies, y.Policies) && slices.Equal(x.Namespaces, y.Namespaces)
+	})
+}
+
+// write saves a state and says whether the disk was written to.
+func (e *Enforcer) write(s state.State) bool {
+	if e.cfg.Store == nil {
+		return false
+	}
+	wrote, err := e.cfg.Store.Save(s)
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if old := e.stateErr.Swap(&text); err != nil && (old == nil || *old != text) {
+		e.log.Error("the last good input can't be saved; a restart without the sources would not know it", "error", err)
+	}
+	return wrote
 }

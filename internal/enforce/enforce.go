@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,6 +39,15 @@ type Config struct {
 	Version string // of the daemon, for status
 	// StateLost: no saved state can be used.
 	StateLost bool
+	// Hold is holdUnknownPods: auto, on or off. PodRanges are what is held beside the
+	// ranges of the CNI configuration.
+	Hold      string
+	PodRanges []netip.Prefix
+	// Restoring: the network may not be up yet, and Ranges, which a daemon found good
+	// before, are what is held.
+	Restoring bool
+	Ranges    []netip.Prefix
+	NodeName  string // for status
 }
 
 // Enforcer is the loop's state. Only Run's goroutine touches it, but for
@@ -52,6 +62,7 @@ type Enforcer struct {
 	reports  map[string]source.Report // the newest of each source
 	own      []netip.Addr             // the gateway's addresses
 	nextHops []netip.Addr
+	merger   source.Merger
 	resolver *policy.Resolver
 	compiler *ruleset.Compiler
 
@@ -60,12 +71,30 @@ type Enforcer struct {
 	gen    uint32         // the kernel's ruleset generation after our last change
 	bumps  int64          // epochs used since stale stamps were swept
 
+	bridgeConn    *nft.Conn // for the table of the bridge family; nil: to be opened
+	bridgeActual  *ruleset.Table
+	bridgeClaimed bool
+	bridgeErr     error
+
 	snapshot      *inventory.Snapshot
 	reloaded      *inventory.Snapshot // as of the last reload, or the start
 	isolations    []policy.Isolation
 	problems      []source.Problem
 	unenforceable []status.Unenforceable
-	bridges       []string // problems with bridges (S26)
+	waiting       []string                     // pods that have waited long for their labels
+	notes         []string                     // what sources say differently
+	bridges       []string                     // problems with bridges (S26)
+	look          bool                         // the gateway's links changed, or pods came
+	interfaces    map[string]gateway.Interface // nil: to be read
+	wiring        wiring
+	ranges        []netip.Prefix // that are held
+	refusedRanges []string
+	heldPackets   uint64
+	held          map[netip.Addr]held
+	heldTold      map[netip.Addr]bool
+	waits         map[inventory.Key]time.Time
+	seen          map[string]bool // sandboxes and networks that are in force
+	latency       status.Latency
 	links         map[netip.Addr]gateway.PodLink
 	offloaded     map[string]string // interfaces in other programs' flow tables
 	since         map[inventory.Key]version
@@ -108,6 +137,7 @@ func New(cfg Config) *Enforcer {
 		reports:  map[string]source.Report{},
 		since:    map[inventory.Key]version{},
 		snapshot: &inventory.Snapshot{},
+		heldTold: map[netip.Addr]bool{},
 	}
 	e.resolver = policy.NewResolver(&e.cfg.Options)
 	e.compiler = ruleset.NewCompiler(cfg.Table, &e.cfg.Options)
@@ -142,6 +172,7 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	}
 	facts := make(chan struct{}, 1)
 	go e.watchGateway(ctx, facts)
+	defer e.closeBridge()
 	written := make(chan struct{})
 	go func() {
 		e.writeState()
@@ -172,7 +203,11 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 			if e.take(report) {
 				e.update()
 			}
+			if len(report.Objects.Pods) > 0 && report.Network.Present {
+				e.poke(report.Source)
+			}
 		case <-facts:
+			e.poke("")
 			e.readGateway()
 			e.update()
 		case q := <-e.requests:
@@ -180,20 +215,56 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 			q.done <- answer{changes, err}
 		case <-check.C:
 			e.check()
+			e.lookAtHeld()
+			if len(e.waits) > 0 {
+				e.update()
+			}
 		case <-r.timer.C:
 			e.update()
 		}
 	}
 }
 
-// startSources reads each source once and has all of them followed.
-func (e *Enforcer) startSources(ctx context.Context, reports chan<- source.Report) error {
+// Restore enforces what is known without asking anybody, and returns: the saved
+// state, the directory, and the CNI results of pods that run. It is the beginning of
+// Run, before the network is up.
+func (e *Enforcer) Restore(ctx context.Context) error {
+	defer e.closeKernel()
+	defer e.closeBridge()
+	if err := e.known(ctx); err != nil {
+		return err
+	}
+	e.readGateway()
+	e.update()
+	return e.applyErr
+}
+
+// known learns what each source knows without asking anybody.
+func (e *Enforcer) known(ctx context.Context) error {
 	for _, s := range e.cfg.Sources {
-		r, err := s.Refresh(ctx)
+		r, err := s.Known(ctx)
 		if err != nil {
 			return fmt.Errorf("source %s: %w", s.Name(), err)
 		}
 		e.take(r)
+	}
+	return nil
+}
+
+// poke has the sources that can't watch look now, but for the one that said so:
+// pods come or go.
+func (e *Enforcer) poke(but string) {
+	for _, s := range e.cfg.Sources {
+		if p, ok := s.(interface{ Poke() }); ok && s.Name() != but {
+			p.Poke()
+		}
+	}
+}
+
+// startSources has all sources followed.
+func (e *Enforcer) startSources(ctx context.Context, reports chan<- source.Report) error {
+	if err := e.known(ctx); err != nil {
+		return err
 	}
 	for _, s := range e.cfg.Sources {
 		go func() {
@@ -281,13 +352,18 @@ func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
 	if err != nil {
 		return status.ReloadResult{}, err
 	}
-	var fresh []source.Report
-	for _, s := range e.cfg.Sources {
-		r, err := s.Refresh(ctx)
-		if err != nil {
-			return status.ReloadResult{}, fmt.Errorf("source %s: %w", s.Name(), err)
-		}
-		fresh = append(fresh, r)
+	fresh := make([]source.Report, len(e.cfg.Sources))
+	errs := make([]error, len(fresh))
+	var all sync.WaitGroup
+	for i, s := range e.cfg.Sources {
+		all.Go(func() {
+			if fresh[i], errs[i] = s.Refresh(ctx); errs[i] != nil {
+				errs[i] = fmt.Errorf("source %s: %w", s.Name(), errs[i])
+			}
+		})
+	}
+	if all.Wait(); errors.Join(errs...) != nil {
+		return status.ReloadResult{}, errors.Join(errs...)
 	}
 	changes, err := e.ask(ctx, func() ([]string, error) {
 		before := e.reloaded
@@ -325,9 +401,9 @@ func (e *Enforcer) Flush(ctx context.Context, uid uint32) error {
 			return nil, err
 		}
 		_, err := e.kernel.Delete()
-		err = errors.Join(err, nft.DropTagged(e.cfg.Table, nil))
+		e.closeBridge()
+		err = errors.Join(err, nft.DeleteBridge(e.cfg.Table))
 		e.closeKernel()
-		e.links = nil // a reload looks at the bridges again
 		if err != nil {
 			e.applyErr = err // the retry takes the table over again
 			e.updates++
@@ -398,5 +474,5 @@ func (e *Enforcer) readGateway() {
 		return
 	}
 	e.own, e.nextHops = f.Addresses, f.NextHops
-	e.links = nil
+	e.links, e.interfaces = nil, nil
 }

@@ -8,7 +8,9 @@ import (
 	"slices"
 
 	"edgepolicy.io/edgepolicyd/internal/gateway"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/nft"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
@@ -44,8 +46,7 @@ func (e *Enforcer) lookAtPods() {
 			e.links[missing[i]] = l
 		}
 	}
-	if fresh || len(missing) > 0 {
-		e.filterBridges()
+	if e.look = fresh || len(missing) > 0; e.look {
 		offloaded, err := nft.Offloaded()
 		if e.linksErr = err; err != nil {
 			return
@@ -76,40 +77,93 @@ func (e *Enforcer) unenforceableBy(l gateway.PodLink) string {
 	return l.Unenforceable()
 }
 
-// filterBridges switches netfilter on for the bridges that carry pods, and keeps
-// frames with a VLAN tag, which netfilter would not see, from going between their
-// ports (S26); on a bridge with a network card tags are the LAN's business. It
-// looks at them after each change of the gateway's links, so that a bridge that was
-// made anew, or that someone changed, is found.
+// filterBridges switches netfilter on for the bridges that carry pods (S26), by the
+// pods' routes, their CNI results, or the CNI configuration. It looks at them after
+// each change of the gateway's links, so that a bridge that was made anew, or that
+// someone changed, is found.
 func (e *Enforcer) filterBridges() {
-	carry := map[string]gateway.PodLink{}
-	pods := false
+	carry := maps.Clone(e.wiring.bridges)
 	for _, p := range e.snapshot.Pods {
-		pods = pods || p.Enforceable()
 		for _, a := range p.Addresses {
 			if l := e.links[a]; l.Bridge {
-				carry[l.Interface] = l
+				carry[l.Interface] = true
 			}
 		}
 	}
-	var failed, ports []string
+	e.bridges = nil
 	for _, name := range slices.Sorted(maps.Keys(carry)) {
+		if e.interfaces[name].Name == "" {
+			continue // the CNI plugin makes it with the first pod
+		}
 		changed, err := gateway.EnableBridgeFilter(name)
 		switch {
 		case err != nil:
-			failed = append(failed, fmt.Sprintf("pods on bridge %s are not separated from each other: %v", name, err))
+			e.bridges = append(e.bridges, fmt.Sprintf("pods on bridge %s are not separated from each other: %v", name, err))
 		case changed:
 			e.log.Info("switched netfilter on for a bridge that carries pods", "bridge", name)
 		}
-		ports = append(ports, carry[name].Ports...)
 	}
-	// Pods whose route is gone, or that nobody can tell of now, may be there still.
-	known := len(carry) > 0 || !pods && !e.tableIsAllThatIsKnown()
-	if e.flushed == nil && known {
-		slices.Sort(ports)
-		if err := nft.DropTagged(e.cfg.Table, ports); err != nil {
-			failed = append(failed, fmt.Sprintf("pods on one bridge can reach each other with VLAN tags: %v", err))
+}
+
+// applyBridgeTable has the kernel check frames by the port of a bridge that they
+// come from, which the inet hooks don't see: forged sources, and VLAN tags, which
+// would lead round them. On a bridge with a network card tags are the LAN's business,
+// but for ports that are known to be pods'.
+func (e *Enforcer) applyBridgeTable() {
+	e.bridgeErr = e.bridgeTable()
+	if e.bridgeErr != nil && e.bridgeConn != nil {
+		e.closeBridge()
+	}
+}
+
+func (e *Enforcer) bridgeTable() error {
+	desired := e.wiring.out.CompileBridge(e.cfg.Table)
+	enforceable := slices.ContainsFunc(e.snapshot.Pods, (*inventory.Pod).Enforceable)
+	if desired == nil && (enforceable || e.tableIsAllThatIsKnown()) && len(e.links) == 0 {
+		return nil // pods whose routes can't be read, or that nobody can tell of now, may be there still
+	}
+	if e.bridgeConn == nil {
+		c, err := nft.OpenBridge(e.cfg.Table)
+		if err != nil {
+			return err
+		}
+		e.bridgeConn = c
+		if e.bridgeActual, err = c.Read(); err != nil {
+			return err
 		}
 	}
-	e.bridges = failed
+	switch {
+	case desired == nil && e.bridgeActual == nil:
+		return nil
+	case e.bridgeActual != nil && !e.bridgeActual.Ours():
+		if desired == nil {
+			return nil
+		}
+		return fmt.Errorf("table bridge %s: %w", e.cfg.Table, nft.ErrForeign)
+	case desired == nil:
+		_, err := e.bridgeConn.Delete()
+		e.bridgeActual = nil
+		return err
+	case e.bridgeActual == nil || !e.bridgeClaimed:
+		if err := e.bridgeConn.Claim(); err != nil {
+			return fmt.Errorf("%w (does the kernel have nf_tables for bridges?)", err)
+		}
+		e.bridgeClaimed = true
+	}
+	change := ruleset.Diff(e.bridgeActual, desired)
+	if err := e.bridgeConn.Apply(change.Transactions); err != nil {
+		return fmt.Errorf("table bridge %s: %w", e.cfg.Table, err)
+	}
+	e.bridgeActual = change.Target
+	return nil
+}
+
+func (e *Enforcer) closeBridge() {
+	if e.bridgeConn == nil {
+		return
+	}
+	if err := e.bridgeConn.Close(); err != nil {
+		e.log.Debug("close netlink socket", "error", err)
+	}
+	e.bridgeConn, e.bridgeActual, e.bridgeClaimed = nil, nil, false
 }

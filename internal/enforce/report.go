@@ -62,6 +62,7 @@ func (e *Enforcer) publish() {
 			s.NeverIsolated = append(s.NeverIsolated, iso.Pod.Key.String())
 		}
 	}
+	s.NodeName, s.Hold = e.cfg.NodeName, e.holdStatus()
 	e.publishPolicies(&s, selected)
 	e.publishSources(&s)
 	s.Health, s.Reasons = e.health(&s)
@@ -79,13 +80,22 @@ func (e *Enforcer) tell(s *status.Status) {
 			e.log.Warn(r)
 		}
 	}
-	for _, src := range s.Sources {
-		for _, w := range src.Warnings {
-			now[w] = true
-			if !e.told[w] {
-				e.log.Info("warning: " + w)
-			}
+	info := func(text string) {
+		now[text] = true
+		if !e.told[text] {
+			e.log.Info(text)
 		}
+	}
+	for _, src := range s.Sources {
+		if !src.OfflineSince.IsZero() {
+			info(fmt.Sprintf("source %s: offline since %s; what was known last stays in force", src.Name, src.OfflineSince.Format(time.RFC3339)))
+		}
+		for _, w := range src.Warnings {
+			info("warning: " + w)
+		}
+	}
+	for _, n := range e.notes {
+		info(n)
 	}
 	for r := range e.told {
 		if !now[r] {
@@ -114,7 +124,8 @@ func (e *Enforcer) publishPolicies(s *status.Status, selected map[inventory.Key]
 func (e *Enforcer) publishSources(s *status.Status) {
 	for _, src := range e.cfg.Sources {
 		r := e.reports[src.Name()]
-		st := status.SourceStatus{Name: src.Name(), LastRead: r.Time}
+		st := status.SourceStatus{Name: src.Name(), LastRead: r.Time, OfflineSince: r.OfflineSince, Unknown: r.Unknown}
+		s.Offline = s.Offline || !r.OfflineSince.IsZero()
 		if r.Err != nil {
 			st.Error = r.Err.Error()
 		}
@@ -154,6 +165,11 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 		degraded = append(degraded, "the saved state is lost and not everything can be read: the table that was found in the kernel is left as it is until what is named below is put right")
 	}
 	degraded = append(degraded, e.bridges...)
+	if e.bridgeErr != nil {
+		degraded = append(degraded, "pods on one bridge can send as each other, or past the filter with VLAN tags: "+e.bridgeErr.Error())
+	}
+	degraded = append(degraded, e.refusedRanges...)
+	degraded = append(degraded, e.waiting...)
 	for _, src := range s.Sources {
 		if src.Error != "" {
 			degraded = append(degraded, fmt.Sprintf("source %s: %s (what was known last stays in force)", src.Name, src.Error))
@@ -194,6 +210,7 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 // of the kernel now.
 func (e *Enforcer) Status() status.Status {
 	s := e.published.Load().status
+	s.Sources = e.ages(s.Sources)
 	there, err := present(s.Table)
 	s.TablePresent = there
 	if !there && s.Health != status.Failed {
@@ -211,6 +228,21 @@ func (e *Enforcer) Status() status.Status {
 		s.Reasons = append(slices.Clone(s.Reasons), "the last good input can't be saved: "+*text)
 	}
 	return s
+}
+
+// ages adds how long ago each source's server confirmed what it serves. The
+// difference of two readings of the clock is that of the monotonic one.
+func (e *Enforcer) ages(list []status.SourceStatus) []status.SourceStatus {
+	list = slices.Clone(list)
+	for i, s := range e.cfg.Sources {
+		c, ok := s.(interface{ Confirmed() time.Time })
+		if i >= len(list) || !ok || c.Confirmed().IsZero() {
+			continue
+		}
+		age := int64(time.Since(c.Confirmed()).Seconds())
+		list[i].AgeSeconds = &age
+	}
+	return list
 }
 
 func present(table string) (bool, error) {

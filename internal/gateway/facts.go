@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -53,11 +54,17 @@ func sorted(a []netip.Addr) []netip.Addr {
 }
 
 func ownAddresses(c *netlink.Conn) ([]netip.Addr, error) {
+	var own []netip.Addr
+	err := eachAddress(c, func(_ int, a netip.Addr) { own = append(own, a) })
+	return sorted(own), err
+}
+
+// eachAddress visits the gateway's addresses with the index of their interface.
+func eachAddress(c *netlink.Conn, visit func(index int, a netip.Addr)) error {
 	msgs, err := dump(c, unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var own []netip.Addr
 	for _, m := range msgs {
 		var local, address netip.Addr
 		err := attributes(m.Data, unix.SizeofIfAddrmsg, func(ad *netlink.AttributeDecoder) {
@@ -69,16 +76,16 @@ func ownAddresses(c *netlink.Conn) ([]netip.Addr, error) {
 			}
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if !local.IsValid() {
 			local = address
 		}
 		if local.IsValid() {
-			own = append(own, local)
+			visit(int(binary.NativeEndian.Uint32(m.Data[4:])), local)
 		}
 	}
-	return sorted(own), nil
+	return nil
 }
 
 func nextHops(c *netlink.Conn) ([]netip.Addr, error) {

@@ -22,6 +22,7 @@ type PodLink struct {
 	Uplink    bool       // a default route leaves here too
 	Via       netip.Addr // the next hop, if there is one
 	Own       bool       // the address is the gateway's own
+	lan       bool       // a bridge with a port that ends in no pod
 }
 
 // Links finds the links of addresses, in their order.
@@ -31,18 +32,11 @@ func Links(ctx context.Context, addrs []netip.Addr) ([]PodLink, error) {
 		return nil, err
 	}
 	defer c.Close()
-	uplinks := map[int]bool{}
-	err = eachRoute(c, func(r route) {
-		for _, h := range r.hops {
-			if r.all && r.typ == unix.RTN_UNICAST {
-				uplinks[h.link] = true
-			}
-		}
-	})
+	uplinks, err := uplinks(c)
 	if err != nil {
-		return nil, fmt.Errorf("read the gateway's default routes: %w", err)
+		return nil, err
 	}
-	known, err := interfaces(c)
+	known, _, err := interfaces(c)
 	if err != nil {
 		return nil, fmt.Errorf("read the gateway's interfaces: %w", err)
 	}
@@ -70,6 +64,77 @@ func Links(ctx context.Context, addrs []netip.Addr) ([]PodLink, error) {
 		links[i] = l
 	}
 	return links, nil
+}
+
+// uplinks are the interfaces that a default route leaves by, by index.
+func uplinks(c *netlink.Conn) (map[int]bool, error) {
+	found := map[int]bool{}
+	err := eachRoute(c, func(r route) {
+		for _, h := range r.hops {
+			if r.all && r.typ == unix.RTN_UNICAST {
+				found[h.link] = true
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the gateway's default routes: %w", err)
+	}
+	return found, nil
+}
+
+// Interface is an interface of the gateway.
+type Interface struct {
+	Name   string
+	Kind   string // IFLA_INFO_KIND; empty for hardware and lo
+	Bridge string // the bridge that it is a port of, empty for none
+	// Pods: what it carries can only be pods: it is a bridge whose ports all end in
+	// a network namespace, a bridge without ports, or such an end that is no bridge's
+	// port; and no default route leaves by it.
+	Pods      bool
+	Ports     []string     // of a bridge that carries pods only, sorted
+	Addresses []netip.Addr // the gateway's own on it
+}
+
+// Interfaces lists the gateway's interfaces by name.
+func Interfaces(ctx context.Context) (map[string]Interface, error) {
+	c, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(deadline); err != nil {
+			return nil, fmt.Errorf("set deadline of rtnetlink: %w", err)
+		}
+	}
+	up, err := uplinks(c)
+	if err != nil {
+		return nil, err
+	}
+	known, masters, err := interfaces(c)
+	if err != nil {
+		return nil, fmt.Errorf("read the gateway's interfaces: %w", err)
+	}
+	addresses := map[int][]netip.Addr{}
+	if err := eachAddress(c, func(index int, a netip.Addr) { addresses[index] = append(addresses[index], a) }); err != nil {
+		return nil, fmt.Errorf("read the gateway's addresses: %w", err)
+	}
+	all := make(map[string]Interface, len(known))
+	for index, l := range known {
+		i := Interface{Name: l.Interface, Kind: l.Kind, Addresses: addresses[index]}
+		if master := known[masters[index]]; master.Bridge {
+			i.Bridge = master.Interface
+		}
+		switch {
+		case up[index]:
+		case l.Bridge:
+			i.Pods, i.Ports = !l.lan, l.Ports
+		default:
+			i.Pods = podKinds[l.Kind] && masters[index] == 0
+		}
+		all[i.Name] = i
+	}
+	return all, nil
 }
 
 // lookup asks the kernel for the route that a packet to an address takes. No
@@ -108,11 +173,12 @@ func lookup(c *netlink.Conn, a netip.Addr) (route, error) {
 	return r, err
 }
 
-// interfaces reads all interfaces, by index.
-func interfaces(c *netlink.Conn) (map[int]PodLink, error) {
+// interfaces reads all interfaces, and the masters of those that have one, by
+// index.
+func interfaces(c *netlink.Conn) (map[int]PodLink, map[int]int, error) {
 	msgs, err := dump(c, unix.RTM_GETLINK, ifinfo(0))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	all := make(map[int]PodLink, len(msgs))
 	masters := map[int]int{} // of ports, by index
@@ -137,7 +203,7 @@ func interfaces(c *netlink.Conn) (map[int]PodLink, error) {
 			}
 		})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		l.Index = int(binary.NativeEndian.Uint32(m.Data[4:]))
 		l.Bridge = l.Kind == "bridge"
@@ -155,11 +221,11 @@ func interfaces(c *netlink.Conn) (map[int]PodLink, error) {
 	}
 	for index, is := range mixed {
 		if bridge := all[index]; is {
-			bridge.Ports = nil
+			bridge.Ports, bridge.lan = nil, true
 			all[index] = bridge
 		}
 	}
-	return all, nil
+	return all, masters, nil
 }
 
 // podKinds are the kinds of interfaces that end in a pod.

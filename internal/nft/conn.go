@@ -149,6 +149,20 @@ func (c *Conn) Delete() (bool, error) {
 	return true, nil
 }
 
+// DeleteBridge takes the table of the bridge family away, if there is one and it is
+// ours.
+func DeleteBridge(table string) error {
+	c, err := OpenBridge(table)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Delete(); !errors.Is(err, ErrForeign) {
+		return err
+	}
+	return nil
+}
+
 // Apply sends the transactions in order. On an error those before it are in
 // force; ErrUncertain says that the last one may be. The Conn must not be used
 // after an error.

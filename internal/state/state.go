@@ -15,7 +15,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"strconv"
+	"strings"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/manifest"
@@ -23,6 +26,8 @@ import (
 
 // State is what each source knows, by the source's name, to be saved.
 type State struct {
+	Boot    string         // the boot in which it was known
+	Ranges  []netip.Prefix // of pods' addresses that are held (see enforce)
 	Sources map[string]inventory.Objects
 }
 
@@ -30,7 +35,19 @@ type State struct {
 // gateway whose sources are in order never needs it, and decoding takes as long
 // as reading them does.
 type Saved struct {
+	Boot    string
+	Ranges  []netip.Prefix
 	sources map[string][]object
+}
+
+// Boot names the boot of the machine that is running: boot_id of random(4). Empty if
+// the kernel does not tell.
+func Boot() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // version is that of the file format. A later version must keep the first line
@@ -58,6 +75,8 @@ type object struct {
 
 // body is what follows the first line.
 type body struct {
+	Boot    string              `json:"boot,omitempty"`
+	Ranges  []netip.Prefix      `json:"ranges,omitempty"`
 	Sources map[string][]object `json:"sources"`
 }
 
@@ -70,7 +89,7 @@ const magic = "edgepolicyd-state"
 // where the checksum is that of "edgepolicyd-state VERSION\n" and all that
 // follows the first line: a damaged version number is not a later version.
 func encode(s State) ([]byte, error) {
-	b := body{Sources: map[string][]object{}}
+	b := body{Boot: s.Boot, Ranges: s.Ranges, Sources: map[string][]object{}}
 	for name, o := range s.Sources {
 		list := make([]object, 0, len(o.Namespaces)+len(o.Pods)+len(o.Policies))
 		for _, n := range o.Namespaces {
@@ -122,21 +141,30 @@ func decode(data []byte) (Saved, error) {
 	if err := d.Decode(&b); err != nil {
 		return Saved{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return Saved{b.Sources}, nil
+	return Saved{b.Boot, b.Ranges, b.Sources}, nil
 }
 
 // Empty says that nothing was saved, or nothing of it is sound.
 func (s Saved) Empty() bool { return len(s.sources) == 0 }
 
-// Objects gives what a source knew last. The error names the objects that are
+// Objects gives what a source knew last. Addresses of pods that were known in
+// another boot are left out, as others can have them by now; but a directory's are
+// the operator's word. The error names the objects that are
 // left out, as they are not valid any more: a later daemon may validate more
 // strictly.
 func (s Saved) Objects(source string) (inventory.Objects, error) {
 	var objects inventory.Objects
 	var errs []error
+	stale := source != "directory" && (s.Boot == "" || s.Boot != Boot())
 	for _, o := range s.sources[source] {
 		if err := o.add(&objects); err != nil {
 			errs = append(errs, fmt.Errorf("saved %s of %s is left out: %w", o.Kind, o.Origin, err))
+		}
+	}
+	for _, p := range objects.Pods {
+		if stale && len(p.Addresses) > 0 {
+			p.Addresses = nil // nobody has seen the pod yet
+			p.JSON = manifest.PodJSON(p)
 		}
 	}
 	return objects, errors.Join(errs...)

@@ -8,6 +8,8 @@ package status
 
 import (
 	"context"
+	"fmt"
+	"strconv"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -44,6 +46,11 @@ type Status struct {
 	IsolatedPods int `json:"isolatedPods"` // in at least one direction
 	Namespaces   int `json:"namespaces"`   // that have an object
 
+	NodeName string `json:"nodeName,omitempty"` // the gateway's name as a Kubernetes node, where a source needs it
+	// Offline: a source's server is out of reach; what was known last is enforced.
+	Offline bool `json:"offline"`
+	Hold    Hold `json:"hold"`
+
 	Policies      []PolicyStatus  `json:"policies"`
 	Sources       []SourceStatus  `json:"sources"`
 	Rejected      []Rejected      `json:"rejected"`
@@ -60,12 +67,52 @@ type PolicyStatus struct {
 	Pods   int       `json:"pods"`           // that it selects
 }
 
+// Hold is what becomes of addresses of the pod ranges that are no known pod's.
+type Hold struct {
+	On        bool     `json:"on"`
+	Ranges    []string `json:"ranges"`    // that are held
+	Packets   uint64   `json:"packets"`   // dropped so far by it, or as forged
+	Addresses []string `json:"addresses"` // that have been trying for more than 5 s; 20 at most
+	Latency   Latency  `json:"latency"`
+}
+
+// Latency is how long it took from a new pod's CNI result to the kernel.
+type Latency struct {
+	Pods int          `json:"pods"` // measured since the daemon started
+	Last Milliseconds `json:"lastMilliseconds"`
+	Most Milliseconds `json:"mostMilliseconds"`
+}
+
+// Milliseconds is a time that is written in milliseconds.
+type Milliseconds time.Duration
+
+// Float gives the number of milliseconds.
+func (m Milliseconds) Float() float64 { return time.Duration(m).Seconds() * 1000 }
+
+// MarshalJSON writes it with three digits behind the point.
+func (m Milliseconds) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, "%.3f", m.Float()), nil
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (m *Milliseconds) UnmarshalJSON(data []byte) error {
+	f, err := strconv.ParseFloat(string(data), 64)
+	*m = Milliseconds(f * float64(time.Millisecond))
+	return err
+}
+
 // SourceStatus is one source of objects.
 type SourceStatus struct {
 	Name     string    `json:"name"`
 	Error    string    `json:"error,omitempty"` // it can't be read; what was known last is in force
 	LastRead time.Time `json:"lastRead,omitzero"`
-	Warnings []string  `json:"warnings,omitempty"` // "file:line:column: ..."
+	// OfflineSince is since when its server has been out of reach.
+	OfflineSince time.Time `json:"offlineSince,omitzero"`
+	// AgeSeconds is how long ago its server confirmed what it serves, by a clock that
+	// can't be set; absent if it has not since the daemon started.
+	AgeSeconds *int64   `json:"ageSeconds,omitempty"`
+	Unknown    bool     `json:"unknown,omitempty"`  // what it has was never known here
+	Warnings   []string `json:"warnings,omitempty"` // "file:line:column: ..."
 }
 
 // Rejected is a document, file or object that is not in force as written.

@@ -266,7 +266,7 @@ func listOf(kind, version string, items ...string) string {
 }
 
 // serve serves a handler and gives its address.
-func serve(t *testing.T, h http.Handler) string {
+func serve(t testing.TB, h http.Handler) string {
 	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(func() {

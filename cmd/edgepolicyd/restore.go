@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"edgepolicy.io/edgepolicyd/internal/state"
+	"edgepolicy.io/edgepolicyd/internal/status"
+)
+
+func (a *app) restoreCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "restore",
+		Short: "Enforce what was saved, and exit",
+		Long: `Enforce what was in force before the machine was switched off, and exit: the
+saved state and the directory, without asking a kubelet or an API, and before the
+network is up. It is for the boot, so that policies are in force before any pod
+runs; the daemon takes the table over. Addresses of pods that were known in an
+earlier boot are not believed: others can have them.
+
+A daemon that runs is not disturbed: then this is an error.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.restore(cmd.Context()) },
+	}
+}
+
+func (a *app) restore(ctx context.Context) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	if _, err := status.Dial(string(cfg.Socket)).Status(ctx); err == nil {
+		return errors.New("a daemon is running and enforces already: nothing to restore")
+	}
+	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.Level(cfg.Log.Level)}))
+	saved, err := state.New(string(cfg.StateDir), log).Load()
+	if err != nil {
+		log.Error("the saved state can't be used; going on with what the directory gives", "error", err)
+	}
+	e, err := newEnforcer(ctx, cfg, nil, saved, log)
+	if err != nil {
+		return err
+	}
+	if err := e.Restore(ctx); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("%w: ask as root (sudo)", err)
+		}
+		return err
+	}
+	s := e.Status()
+	if a.output == "json" {
+		if err := a.printJSON(s); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(a.stdout, "restored: %s, %s; %s\n", count(len(s.Policies), "policy"), count(s.Pods, "pod"), s.Health)
+	}
+	if s.Health != status.Healthy {
+		return errDegraded
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package enforce
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/status"
+)
+
+// holdReport is after how long an address that is held, or a pod that waits for
+// its labels, is told of.
+const holdReport = 5 * time.Second
+
+// maxHeld is how many held addresses are told at once.
+const maxHeld = 20
+
+// held is what is known of a held address.
+type held struct {
+	first, last time.Time // packets
+}
+
+// lookAtHeld asks the kernel which addresses it holds, and tells of those that go
+// on trying.
+func (e *Enforcer) lookAtHeld() {
+	if e.kernel == nil || !e.compiler.Interfaces.Hold || e.flushed != nil {
+		return
+	}
+	packets, seen, err := e.kernel.Held()
+	if err != nil {
+		e.log.Debug("held addresses can't be read", "error", err)
+		return
+	}
+	e.heldPackets = packets
+	now := map[netip.Addr]held{}
+	for _, s := range seen {
+		h, ok := e.held[s.Address]
+		if !ok {
+			h.first = s.Last
+		}
+		h.last = s.Last
+		now[s.Address] = h
+		if h.last.Sub(h.first) >= holdReport && !e.heldTold[s.Address] && len(e.heldTold) < maxHeld {
+			e.heldTold[s.Address] = true
+			e.log.Warn("an address of the pod ranges that is no known pod's is held", "address", s.Address, "since", h.first)
+		}
+	}
+	maps.DeleteFunc(e.heldTold, func(a netip.Addr, _ bool) bool { _, still := now[a]; return !still })
+	e.held = now
+}
+
+// waitingSince remembers since when pods wait for their labels, and says which have
+// waited too long.
+func (e *Enforcer) waitingSince(waiting []*inventory.Pod) []string {
+	since := map[inventory.Key]time.Time{}
+	var late []string
+	for _, p := range waiting {
+		t, ok := e.waits[p.Key]
+		if !ok {
+			t = time.Now()
+		}
+		since[p.Key] = t
+		if time.Since(t) >= holdReport {
+			late = append(late, fmt.Sprintf("pod %s (%v) is held: its CNI result is there, but neither the kubelet nor the API has told its labels", p.Key, p.Addresses))
+		}
+	}
+	e.waits = since
+	return late
+}
+
+// measure notes how long it took from the CNI result of a new pod to the kernel.
+func (e *Enforcer) measure() {
+	now := time.Now()
+	seen := make(map[string]bool, len(e.seen))
+	for _, p := range e.snapshot.Pods {
+		for _, a := range p.Attachments {
+			seen[a.Sandbox+a.Network] = true
+			if e.seen[a.Sandbox+a.Network] || a.Written.Before(e.started) || e.flushed != nil {
+				continue
+			}
+			took := now.Round(0).Sub(a.Written) // both by the wall clock, as files have no other
+			if took < 0 || took > time.Minute {
+				continue // the clock was set
+			}
+			e.latency.Pods++
+			e.latency.Last, e.latency.Most = status.Milliseconds(took), max(e.latency.Most, status.Milliseconds(took))
+			e.log.Info("new pod", "pod", p.Key, "addresses", p.Addresses, "interfaces", a.Interfaces, "sinceResult", took)
+		}
+	}
+	e.seen = seen
+}
+
+// holdStatus is what status says of the hold.
+func (e *Enforcer) holdStatus() status.Hold {
+	h := status.Hold{On: e.compiler.Interfaces.Hold, Ranges: []string{}, Packets: e.heldPackets, Addresses: []string{}, Latency: e.latency}
+	for _, r := range e.ranges {
+		h.Ranges = append(h.Ranges, r.String())
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(e.held), netip.Addr.Compare) {
+		if e.held[a].last.Sub(e.held[a].first) >= holdReport && len(h.Addresses) < maxHeld {
+			h.Addresses = append(h.Addresses, a.String())
+		}
+	}
+	return h
+}

@@ -1,0 +1,191 @@
+package enforce
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"edgepolicy.io/edgepolicyd/internal/gateway"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/policy"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+	"edgepolicy.io/edgepolicyd/internal/source"
+)
+
+// network is what the CNI source says of the pods' network.
+func (e *Enforcer) network() source.Network {
+	for _, r := range e.reports {
+		if r.Network.Present || len(r.Network.Ranges) > 0 {
+			return r.Network
+		}
+	}
+	return source.Network{}
+}
+
+// holding says whether addresses that are not known yet are held.
+func (e *Enforcer) holding() bool {
+	return e.cfg.Hold == "on" || e.cfg.Hold == "auto" && e.network().Present
+}
+
+// wire finds out which interfaces carry pods, who may send from there, and what is
+// held: the part of the table that CNI results make possible.
+func (e *Enforcer) wire() {
+	n := e.network()
+	w := wiring{
+		interfaces: e.interfacesOf(), pods: e.snapshot.Pods, links: e.links, bridges: map[string]bool{},
+		out: ruleset.Interfaces{Hold: e.holding()},
+	}
+	for _, name := range n.Bridges {
+		w.bridges[name] = true
+	}
+	w.attach()
+	w.carry()
+	for _, l := range e.links {
+		if l.Bridge { // known by its route alone: only tags are dropped
+			w.out.Ports = append(w.out.Ports, l.Ports...)
+		}
+	}
+	for _, i := range w.interfaces {
+		if !i.Pods {
+			w.out.Others = append(w.out.Others, i.Name)
+		}
+	}
+	e.ranges, e.refusedRanges = nil, nil
+	if w.out.Hold {
+		e.chooseRanges(append(slices.Clone(e.cfg.PodRanges), n.Ranges...), w.interfaces)
+		w.out.Ranges = policy.Ranges(e.ranges, e.own)
+	}
+	for _, list := range []*[]string{&w.out.Pods, &w.out.Others, &w.out.Ports, &w.out.Checked} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+	e.wiring, e.compiler.Interfaces = w, w.out
+}
+
+// interfacesOf lists the gateway's interfaces; anew if they changed, or if a CNI
+// result names one that is younger than the list.
+func (e *Enforcer) interfacesOf() map[string]gateway.Interface {
+	missing := slices.ContainsFunc(e.snapshot.Pods, func(p *inventory.Pod) bool {
+		return slices.ContainsFunc(p.Attachments, func(a inventory.Attachment) bool {
+			return slices.ContainsFunc(a.Interfaces, func(name string) bool { return e.interfaces[name].Name == "" })
+		})
+	})
+	if e.interfaces != nil && !missing {
+		return e.interfaces
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
+	defer cancel()
+	all, err := gateway.Interfaces(ctx)
+	if err != nil {
+		e.linksErr = err
+		return e.interfaces
+	}
+	e.interfaces = all
+	return all
+}
+
+// wiring is where the pods hang.
+type wiring struct {
+	interfaces map[string]gateway.Interface
+	pods       []*inventory.Pod
+	links      map[netip.Addr]gateway.PodLink
+	bridges    map[string]bool // that carry pods by the CNI configuration or by a result
+	owner      map[string]bool // ports of bridges that a pod is known to have
+	out        ruleset.Interfaces
+}
+
+// attach goes through the interfaces that CNI results name.
+func (w *wiring) attach() {
+	w.owner = map[string]bool{}
+	for _, p := range w.pods {
+		if !p.Enforceable() {
+			continue
+		}
+		for _, a := range p.Attachments {
+			for _, name := range a.Interfaces {
+				i := w.interfaces[name]
+				switch {
+				case i.Bridge != "":
+					w.bridges[i.Bridge], w.owner[name] = true, true
+					w.out.Ports = append(w.out.Ports, name)
+					w.out.Checked = append(w.out.Checked, name)
+					w.allow(&w.out.PortSources, name, p)
+					w.allow(&w.out.Sources, i.Bridge, p)
+				case i.Pods:
+					w.out.Pods = append(w.out.Pods, name)
+					w.allow(&w.out.Sources, name, p)
+				}
+			}
+		}
+	}
+}
+
+func (w *wiring) allow(list *[]ruleset.Source, name string, p *inventory.Pod) {
+	for _, a := range p.Addresses {
+		*list = append(*list, ruleset.Source{Interface: name, Address: a})
+	}
+}
+
+// carry goes through the bridges. Pods that are known on one without a CNI result
+// may send there from any port that is not known to be another's.
+func (w *wiring) carry() {
+	for _, name := range slices.Sorted(maps.Keys(w.bridges)) {
+		b := w.interfaces[name]
+		if b.Name == "" || !b.Pods {
+			continue // the LAN is on it: only ports that are known to be pods' are checked
+		}
+		w.out.Pods = append(w.out.Pods, name)
+		w.out.Ports = append(w.out.Ports, b.Ports...)
+		if w.out.Hold {
+			w.out.Checked = append(w.out.Checked, b.Ports...)
+		}
+		for _, p := range w.pods {
+			if len(p.Attachments) > 0 || !p.Enforceable() || !slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return w.links[a].Interface == name }) {
+				continue
+			}
+			w.allow(&w.out.Sources, name, p)
+			for _, port := range b.Ports {
+				if !w.owner[port] {
+					w.allow(&w.out.PortSources, port, p)
+				}
+			}
+		}
+	}
+}
+
+// chooseRanges keeps the ranges whose addresses can be held without cutting off the
+// LAN. Before the network is up nobody can tell: then only those count that a
+// daemon has found to be good.
+func (e *Enforcer) chooseRanges(all []netip.Prefix, interfaces map[string]gateway.Interface) {
+	if e.cfg.Restoring {
+		e.ranges = e.cfg.Ranges
+		return
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr())*256 + a.Bits() - b.Bits() })
+	for _, r := range slices.Compact(all) {
+		if reason := e.refuseRange(r, interfaces); reason != "" {
+			e.refusedRanges = append(e.refusedRanges, fmt.Sprintf("pod range %s is not held: %s; correct podRanges or the CNI configuration", r, reason))
+			continue
+		}
+		e.ranges = append(e.ranges, r)
+	}
+}
+
+func (e *Enforcer) refuseRange(r netip.Prefix, interfaces map[string]gateway.Interface) string {
+	for _, hop := range e.nextHops {
+		if r.Contains(hop) {
+			return fmt.Sprintf("it holds the next hop %s of a route", hop)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(interfaces)) {
+		i := interfaces[name]
+		for _, a := range i.Addresses {
+			if !i.Pods && r.Contains(a) {
+				return fmt.Sprintf("it holds %s, an address of the gateway on %s, which carries no pods", a, name)
+			}
+		}
+	}
+	return ""
+}
