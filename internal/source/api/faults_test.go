@@ -150,14 +150,16 @@ func TestPages(t *testing.T) {
 		a := filled()
 		many(a)
 		var once atomic.Bool
-		f := start(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		s := newSource(t, Config{Server: "http://" + serve(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 			if q.URL.Query().Has("continue") && !once.Swap(true) {
 				a.Expire()
 			}
 			a.ServeHTTP(w, q)
-		}))
-		f.until("all", func(r source.Report) bool { return len(r.Objects.Policies) == 2*pageSize+1 && !r.Unknown })
-		f.never("it is no trouble", func(r source.Report) bool { return !r.OfflineSince.IsZero() })
+		}))}, nil)
+		s.times.refresh = generous
+		if r, err := s.Refresh(t.Context()); err != nil || len(r.Objects.Policies) != 2*pageSize+1 || !r.OfflineSince.IsZero() {
+			t.Errorf("%d policies, %v, offline since %v", len(r.Objects.Policies), err, r.OfflineSince)
+		}
 	})
 	t.Run("the second fails", func(t *testing.T) {
 		a := filled()

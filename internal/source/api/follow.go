@@ -19,7 +19,7 @@ type times struct {
 	open                   time.Duration // for a watch to begin; from then on it may be silent:
 	watch1, watch2         span          // over HTTP/1.1, over HTTP/2
 	trial                  span          // when it is tried whether a polled resource can be watched now
-	poll                   time.Duration // between lists where there is no watch; up to half as much more
+	poll                   time.Duration // between lists where there is no watch; up to a third more
 	retry                  time.Duration // between attempts at most; down to three quarters
 	passing                time.Duration // for which a refusal may be the trouble of a server that starts
 	refused                time.Duration // as retry, when the server refuses us for longer
@@ -30,11 +30,11 @@ type span struct{ length, silent time.Duration }
 
 var defaults = times{
 	start: 2 * time.Second, gather: 20 * time.Millisecond, refresh: time.Second,
-	list: 10 * time.Second, stall: 15 * time.Second, open: 5 * time.Second,
-	watch1: span{45 * time.Second, 50 * time.Second},
+	list: 8 * time.Second, stall: 15 * time.Second, open: 5 * time.Second,
+	watch1: span{35 * time.Second, 40 * time.Second},
 	watch2: span{5 * time.Minute, 90 * time.Second},
-	trial:  span{6 * time.Second, 8 * time.Second},
-	poll:   14 * time.Second, retry: 4 * time.Second, passing: 30 * time.Second, refused: 30 * time.Second,
+	trial:  span{5 * time.Second, 5 * time.Second},
+	poll:   15 * time.Second, retry: 4 * time.Second, passing: 30 * time.Second, refused: 30 * time.Second,
 }
 
 const (
@@ -49,6 +49,7 @@ func (s *Source) follow(ctx context.Context, r *resource) {
 		begun := time.Now()
 		if err := s.list(ctx, r); err != nil {
 			failures++
+			r.bad = 0 // watches are no worse than lists
 			s.pause(ctx, r, s.backoff(r, err, failures)-time.Since(begun))
 			continue
 		}
@@ -94,7 +95,7 @@ func (s *Source) pause(ctx context.Context, r *resource, d time.Duration) {
 // needed.
 func (s *Source) stay(ctx context.Context, r *resource) {
 	if r.polled {
-		s.pause(ctx, r, s.times.poll+rand.N(s.times.poll/2+1))
+		s.pause(ctx, r, s.times.poll+rand.N(s.times.poll/3+1))
 		if r.polls++; r.polls%trialEvery != 0 {
 			return
 		}
@@ -198,7 +199,7 @@ func (s *Source) unopened(ctx context.Context, r *resource, err error) outcome {
 		r.bad--
 		return relist
 	case err == errSilent:
-		return poll
+		return relist
 	case errors.As(err, &status):
 		switch status.code {
 		case http.StatusGone:

@@ -253,6 +253,7 @@ func TestPodsOfOtherNodes(t *testing.T) {
 		a.IgnoreSelector(ignored)
 		a.Put(pod("other", "far", "10.2.0.1"))
 		a.Put(pod("pending", "", ""))
+		a.Put(pod("unscheduled", "", ""))
 		server := "http://" + serve(t, a)
 		f := run(t, newSource(t, Config{Server: server}, nil))
 		f.has(all)
@@ -428,5 +429,50 @@ func TestNewRefusesWhatIsUnclear(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%+v: %v", c, err)
 		}
+	}
+}
+
+// What a watch tells that began before the last list is out of date.
+func TestWatchOlderThanTheList(t *testing.T) {
+	s := newSource(t, Config{Server: "http://127.0.0.1:1"}, nil)
+	r := s.resources[0]
+	w := &watching{source: s, resource: r, replaced: r.replaced}
+	if err := w.take(&event{"ADDED", []byte(policy("web", "one"))}); err != nil || len(r.entries) != 1 {
+		t.Fatalf("%v, %d policies", err, len(r.entries))
+	}
+	r.replace(map[inventory.Key]*entry{}, "9")
+	if err := w.take(&event{"MODIFIED", []byte(policy("web", "two"))}); err != errOutdated || len(r.entries) != 0 || r.version != "9" {
+		t.Errorf("%v, %d policies, version %s", err, len(r.entries), r.version)
+	}
+}
+
+// Who finds the server back wakes the others that wait for it, and nobody else.
+func TestBackWakesOthers(t *testing.T) {
+	s := newSource(t, Config{Server: "http://127.0.0.1:1"}, nil)
+	s.failed(s.resources[0], errSilent)
+	s.failed(s.resources[1], errSilent)
+	s.current(s.resources[2])
+	if len(s.resources[1].wake) != 0 {
+		t.Error("woken by one that was never away")
+	}
+	s.current(s.resources[0])
+	if len(s.resources[0].wake) != 0 || len(s.resources[1].wake) != 1 || len(s.resources[2].wake) != 0 {
+		t.Errorf("woken: %d %d %d", len(s.resources[0].wake), len(s.resources[1].wake), len(s.resources[2].wake))
+	}
+}
+
+// A dead network is noticed within a minute, whatever the server speaks: the limits
+// that add up to that are the daemon's own.
+func TestNoticedWithinAMinute(t *testing.T) {
+	const pings = 45 * time.Second // client-go's, see TestPingsNoticeADeadConnection
+	d := defaults
+	if worst := max(d.watch1.silent, pings+d.open) + d.list; worst >= time.Minute {
+		t.Errorf("after %v", worst)
+	}
+	if worst := d.poll*4/3 + d.open + d.trial.silent; worst > 30*time.Second {
+		t.Errorf("a cache that can only be polled is read after %v", worst)
+	}
+	if d.retry >= 5*time.Second {
+		t.Errorf("a server that is back is asked after %v", d.retry)
 	}
 }
