@@ -93,6 +93,9 @@ func (d *folder[T]) work(now time.Time) (next time.Time) {
 			next = due
 		}
 	}
+	if d.all {
+		next = now
+	}
 	return next
 }
 

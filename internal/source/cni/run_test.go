@@ -1,14 +1,18 @@
 package cni
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -388,5 +392,46 @@ func TestSlowReader(t *testing.T) {
 	f.tells(strings.Join(specs, " "))
 	if len(f.seen)-n > 2 { // the one on offer, and the newest
 		t.Errorf("%d reports, of which all but the last are stale", len(f.seen)-n)
+	}
+}
+
+// Where the kernel gives no watches the folders are looked at every second, and
+// that is said once. The test runs itself in a user namespace that may have none.
+func TestWithoutInotify(t *testing.T) {
+	const marker = "CNI_TEST_WITHOUT_INOTIFY"
+	if os.Getenv(marker) == "" {
+		self, err := os.Executable()
+		must(t, err)
+		cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestWithoutInotify$", "-test.v")
+		cmd.Env = append(os.Environ(), marker+"=1")
+		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v:\n%s", err, out)
+		}
+		return
+	}
+	must(t, os.WriteFile("/proc/sys/user/max_inotify_instances", []byte("0"), 0o644))
+	if fd, err := syscall.InotifyInit(); err == nil {
+		syscall.Close(fd)
+		t.Fatal("inotify works all the same")
+	}
+	g := newGateway(t)
+	var said bytes.Buffer
+	g.Source.log = slog.New(slog.NewTextHandler(&said, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	f := &follow{gateway: g, reports: make(chan source.Report)}
+	done := make(chan error)
+	go func() { done <- g.Source.Run(ctx, f.reports) }()
+	f.tells("")
+	a := g.of("a", "1", "10.1.0.2/24")
+	g.write(a)
+	f.tells("default/a[10.1.0.2] 1/edgenet(veth1)")
+	g.remove(a)
+	f.tells("")
+	cancel()
+	must(t, <-done)
+	if n := strings.Count(said.String(), "every second"); n != 1 {
+		t.Errorf("said %d times: %s", n, said.String())
 	}
 }
