@@ -256,6 +256,11 @@ func (e *Enforcer) check() {
 	if err == nil && gen == e.gen {
 		return
 	}
+	if e.bridgeConn != nil {
+		if e.bridgeActual, err = e.bridgeConn.Read(); err != nil {
+			e.closeBridge()
+		}
+	}
 	want := e.actual
 	got, err := e.kernel.Read()
 	if err == nil && got != nil && want != nil {

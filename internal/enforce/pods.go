@@ -110,13 +110,15 @@ func (e *Enforcer) filterBridges() {
 // would lead round them. On a bridge with a network card tags are the LAN's business,
 // but for ports that are known to be pods'.
 func (e *Enforcer) applyBridgeTable() {
-	e.bridgeErr = e.bridgeTable()
-	if e.bridgeErr != nil && e.bridgeConn != nil {
+	if e.bridgeErr = e.bridgeTable(); e.bridgeErr != nil {
 		e.closeBridge()
 	}
 }
 
 func (e *Enforcer) bridgeTable() error {
+	if e.holds {
+		return nil // as the other table
+	}
 	desired := e.wiring.out.CompileBridge(e.cfg.Table)
 	enforceable := slices.ContainsFunc(e.snapshot.Pods, (*inventory.Pod).Enforceable)
 	if desired == nil && (enforceable || e.tableIsAllThatIsKnown()) && len(e.links) == 0 {
@@ -142,19 +144,23 @@ func (e *Enforcer) bridgeTable() error {
 		return fmt.Errorf("table bridge %s: %w", e.cfg.Table, nft.ErrForeign)
 	case desired == nil:
 		_, err := e.bridgeConn.Delete()
-		e.bridgeActual = nil
+		e.bridgeActual, e.gen = nil, 0
 		return err
 	case e.bridgeActual == nil || !e.bridgeClaimed:
 		if err := e.bridgeConn.Claim(); err != nil {
 			return fmt.Errorf("%w (does the kernel have nf_tables for bridges?)", err)
 		}
 		e.bridgeClaimed = true
+		e.gen = 0 // see check
 	}
 	change := ruleset.Diff(e.bridgeActual, desired)
 	if err := e.bridgeConn.Apply(change.Transactions); err != nil {
 		return fmt.Errorf("table bridge %s: %w", e.cfg.Table, err)
 	}
 	e.bridgeActual = change.Target
+	if e.gen != 0 {
+		e.noteGeneration(e.gen + uint32(len(change.Transactions)))
+	}
 	return nil
 }
 

@@ -42,11 +42,7 @@ func (e *Enforcer) wire() {
 	}
 	w.attach()
 	w.carry()
-	for _, l := range e.links {
-		if l.Bridge { // known by its route alone: only tags are dropped
-			w.out.Ports = append(w.out.Ports, l.Ports...)
-		}
-	}
+	w.routed()
 	for _, i := range w.interfaces {
 		if !i.Pods {
 			w.out.Others = append(w.out.Others, i.Name)
@@ -128,8 +124,7 @@ func (w *wiring) allow(list *[]ruleset.Source, name string, p *inventory.Pod) {
 	}
 }
 
-// carry goes through the bridges. Pods that are known on one without a CNI result
-// may send there from any port that is not known to be another's.
+// carry goes through the bridges that are known to carry pods.
 func (w *wiring) carry() {
 	for _, name := range slices.Sorted(maps.Keys(w.bridges)) {
 		b := w.interfaces[name]
@@ -141,14 +136,27 @@ func (w *wiring) carry() {
 		if w.out.Hold {
 			w.out.Checked = append(w.out.Checked, b.Ports...)
 		}
-		for _, p := range w.pods {
-			if len(p.Attachments) > 0 || !p.Enforceable() || !slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return w.links[a].Interface == name }) {
+	}
+}
+
+// routed goes through the pods that are known on a bridge by their routes alone:
+// they may send from any port that is not known to be another's, and only tags are
+// dropped there.
+func (w *wiring) routed() {
+	for _, p := range w.pods {
+		if len(p.Attachments) > 0 || !p.Enforceable() {
+			continue
+		}
+		for _, a := range p.Addresses {
+			l := w.links[a]
+			if !l.Bridge {
 				continue
 			}
-			w.allow(&w.out.Sources, name, p)
-			for _, port := range b.Ports {
+			w.out.Ports = append(w.out.Ports, l.Ports...)
+			w.out.Sources = append(w.out.Sources, ruleset.Source{Interface: l.Interface, Address: a})
+			for _, port := range w.interfaces[l.Interface].Ports {
 				if !w.owner[port] {
-					w.allow(&w.out.PortSources, port, p)
+					w.out.PortSources = append(w.out.PortSources, ruleset.Source{Interface: port, Address: a})
 				}
 			}
 		}

@@ -91,7 +91,7 @@ type Interface struct {
 	// a network namespace, a bridge without ports, or such an end that is no bridge's
 	// port; and no default route leaves by it.
 	Pods      bool
-	Ports     []string     // of a bridge that carries pods only, sorted
+	Ports     []string     // of a bridge, sorted
 	Addresses []netip.Addr // the gateway's own on it
 }
 
@@ -120,15 +120,23 @@ func Interfaces(ctx context.Context) (map[string]Interface, error) {
 		return nil, fmt.Errorf("read the gateway's addresses: %w", err)
 	}
 	all := make(map[string]Interface, len(known))
+	ports := map[string][]string{}
+	for port, master := range masters {
+		if known[master].Bridge {
+			ports[known[master].Interface] = append(ports[known[master].Interface], known[port].Interface)
+		}
+	}
 	for index, l := range known {
 		i := Interface{Name: l.Interface, Kind: l.Kind, Addresses: addresses[index]}
+		i.Ports = ports[i.Name]
+		slices.Sort(i.Ports)
 		if master := known[masters[index]]; master.Bridge {
 			i.Bridge = master.Interface
 		}
 		switch {
 		case up[index]:
 		case l.Bridge:
-			i.Pods, i.Ports = !l.lan, l.Ports
+			i.Pods = !l.lan
 		default:
 			i.Pods = podKinds[l.Kind] && masters[index] == 0
 		}

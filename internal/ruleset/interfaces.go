@@ -235,7 +235,7 @@ const (
 // port, which the inet hooks can't see. It is nil where there is nothing for it to
 // do.
 func (i *Interfaces) CompileBridge(name string) *Table {
-	if len(i.Ports)+len(i.Checked) == 0 {
+	if len(i.Ports)+len(i.Checked) == 0 && !i.holdsRanges() {
 		return nil
 	}
 	t := &Table{Family: FamilyBridge, Name: name, Counters: map[string]bool{}, Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
@@ -246,6 +246,15 @@ func (i *Interfaces) CompileBridge(name string) *Table {
 		c.Rules = append(c.Rules, rule(port, Match{EtherType, tag}, drop).commented("a VLAN tag leads past the filter"))
 	}
 	local := rangeSet("local_v6", families[1], policy.Ranges([]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")}, nil))
+	if i.holdsRanges() {
+		// From the first frame of a port, and of a bridge, that nobody knows yet.
+		for _, f := range families {
+			c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: "ranges_" + f.suffix}, Lookup{Key: key(InInterface), Set: setOthers, Not: true},
+				Lookup{Key: key(InInterface, f.source), Set: "src_" + f.suffix, Not: true}, drop).commented("not known yet"))
+			t.Sets["ranges_"+f.suffix] = rangeSet("ranges_"+f.suffix, f, i.Ranges)
+		}
+		t.Sets[setOthers] = nameSet(setOthers, i.Others)
+	}
 	c.Rules = append(c.Rules,
 		rule(Lookup{Key: key(InInterface), Set: setChecked, Not: true}, accept()),
 		rule(Lookup{Key: key(InInterface, IPSource), Set: "src_v4", Not: true}, drop).commented("not the sending pod's address"),
