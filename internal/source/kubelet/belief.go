@@ -320,6 +320,9 @@ func (b *belief) confirm() time.Time {
 
 // whole says whether the last list is all there is.
 func (b *belief) whole() bool {
+	if b.round == 0 {
+		return false // there was none
+	}
 	for _, e := range b.entries {
 		if e.round != b.round {
 			return false
@@ -331,6 +334,9 @@ func (b *belief) whole() bool {
 // complete says whether nothing is to be expected soon: every pod that can have
 // an address has one.
 func (b *belief) complete() bool {
+	if b.round == 0 {
+		return false
+	}
 	for _, e := range b.entries {
 		if e.round == b.round && e.item.pod != nil && e.item.pod.Selectable() && len(e.item.pod.Addresses) == 0 {
 			return false

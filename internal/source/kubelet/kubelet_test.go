@@ -367,6 +367,25 @@ func TestKnown(t *testing.T) {
 	}
 }
 
+// A kubelet that is not there when the daemon starts: what was saved stays, and is
+// not taken for a list of it.
+func TestAwayAtTheStart(t *testing.T) {
+	s, w := wired(t, Config{}, nil)
+	w.SetList(recorded(t, "kubelet-pods-10255.json"))
+	saved := refresh(t, s).Objects
+	for _, p := range saved.Pods {
+		p.Addresses = nil // of an earlier boot
+	}
+	s, w = wired(t, Config{}, func() inventory.Objects { return saved })
+	w.Fail(http.StatusServiceUnavailable, "starting")
+	r := run(t, s)
+	r.until("the kubelet out of reach", func(r source.Report) bool { return !r.OfflineSince.IsZero() && len(r.Objects.Pods) == 8 && !r.Unknown })
+	w.Fail(0, "")
+	w.SetList(recorded(t, "kubelet-pods-10255.json"))
+	s.Poke()
+	r.until("its pods", func(r source.Report) bool { return names(r) == recordedPods && r.OfflineSince.IsZero() })
+}
+
 // What the configuration can't be.
 func TestConfig(t *testing.T) {
 	for _, c := range []struct {
