@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/manifest"
 	"edgepolicy.io/edgepolicyd/internal/source"
 	"edgepolicy.io/edgepolicyd/tests/stub"
 )
@@ -375,6 +376,7 @@ func TestAwayAtTheStart(t *testing.T) {
 	saved := refresh(t, s).Objects
 	for _, p := range saved.Pods {
 		p.Addresses = nil // of an earlier boot
+		p.JSON = manifest.PodJSON(p)
 	}
 	s, w = wired(t, Config{}, func() inventory.Objects { return saved })
 	w.Fail(http.StatusServiceUnavailable, "starting")
