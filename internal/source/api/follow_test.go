@@ -199,6 +199,25 @@ func TestDeafWatchesArePolled(t *testing.T) {
 		f.has("web:two shop=a web-1@10.1.0.1")
 		f.never("silence is not being offline", func(r source.Report) bool { return !r.OfflineSince.IsZero() })
 	})
+	t.Run("silent once", func(t *testing.T) {
+		a := filled()
+		a.Silent(true)
+		var lists, watches, before atomic.Int32
+		follow(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			switch {
+			case !strings.HasSuffix(q.URL.Path, "networkpolicies"):
+			case q.URL.Query().Has("watch"):
+				watches.Add(1)
+			case lists.Add(1) == 2:
+				before.Store(watches.Load())
+			}
+			a.ServeHTTP(w, q)
+		})).has(all)
+		awaits(t, "a second list", func() bool { return lists.Load() > 1 })
+		if n := before.Load(); n != 1 {
+			t.Errorf("a list after %d silent watches: what one did not tell may be missed", n)
+		}
+	})
 	t.Run("never answered", func(t *testing.T) {
 		a := filled()
 		a.NoWatch(time.Hour)
