@@ -220,10 +220,14 @@ func (i *Interfaces) holdChain() *Chain {
 	return c
 }
 
-// The bridge family's table. Its prerouting hook sees frames before the bridge
-// decides where they go; priority -300 is before br_netfilter's use of that hook
-// (NF_BR_PRI_BRNF, 0), which shows frames to the inet hooks.
-var bridgeHook = &Hook{Name: "prerouting", Priority: -300}
+// The hooks of the bridge family's table. Both see frames before br_netfilter, which
+// sits at 0 in the one and at -1 in the other, shows them to the inet hooks.
+var (
+	// prerouting sees all frames, also those for the gateway and beyond.
+	bridgePreroutingHook = &Hook{Name: "prerouting", Priority: -300}
+	// forward sees frames between ports; -200 is where the family's filters sit.
+	bridgeForwardHook = &Hook{Name: "forward", Priority: -200}
+)
 
 const (
 	chainPrerouting = "prerouting"
@@ -234,34 +238,57 @@ const (
 // CompileBridge makes the table of the bridge family: who may send as whom, by
 // port, which the inet hooks can't see. It is nil where there is nothing for it to
 // do.
+//
+// A port that nobody knows yet may answer the gateway, as its probes are always
+// allowed (S24); what else it sends to the gateway or through it meets the inet
+// table, and what it sends to other ports goes no further than here, from a bridge's
+// first frame on.
 func (i *Interfaces) CompileBridge(name string) *Table {
 	if len(i.Ports)+len(i.Checked) == 0 && !i.holdsRanges() {
 		return nil
 	}
 	t := &Table{Family: FamilyBridge, Name: name, Counters: map[string]bool{}, Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
-	c := &Chain{Name: chainPrerouting, Hook: bridgeHook}
-	t.Chains[c.Name] = c
 	port, drop := Lookup{Key: key(InInterface), Set: setPorts}, Verdict{Kind: Drop}
+	all := &Chain{Name: chainPrerouting, Hook: bridgePreroutingHook}
 	for _, tag := range []string{"8021q", "8021ad"} {
-		c.Rules = append(c.Rules, rule(port, Match{EtherType, tag}, drop).commented("a VLAN tag leads past the filter"))
+		all.Rules = append(all.Rules, rule(port, Match{EtherType, tag}, drop).commented("a VLAN tag leads past the filter"))
 	}
-	local := rangeSet("local_v6", families[1], policy.Ranges([]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")}, nil))
-	if i.holdsRanges() {
-		// From the first frame of a port, and of a bridge, that nobody knows yet.
-		for _, f := range families {
-			c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: "ranges_" + f.suffix}, Lookup{Key: key(InInterface), Set: setOthers, Not: true},
-				Lookup{Key: key(InInterface, f.source), Set: "src_" + f.suffix, Not: true}, drop).commented("not known yet"))
+	between := &Chain{Name: chainForward, Hook: bridgeForwardHook, Rules: neighbourDiscovery()}
+	checked := Lookup{Key: key(InInterface), Set: setChecked}
+	for n, f := range families {
+		forged := Lookup{Key: key(InInterface, f.source), Set: "src_" + f.suffix, Not: true}
+		all.Rules = append(all.Rules, rule(checked, Lookup{Key: key(f.source), Set: "owned_" + f.suffix}, forged, drop).commented("another pod's address"))
+		if i.holdsRanges() {
+			between.Rules = append(between.Rules, rule(Lookup{Key: key(f.source), Set: "ranges_" + f.suffix},
+				Lookup{Key: key(InInterface), Set: setOthers, Not: true}, forged, drop).commented("not known yet"))
 			t.Sets["ranges_"+f.suffix] = rangeSet("ranges_"+f.suffix, f, i.Ranges)
 		}
+		if n == 1 {
+			between.Rules = append(between.Rules, rule(Lookup{Key: key(f.source), Set: "local_v6"}, accept()).commented("the inet table says what of a link's addresses passes"))
+		}
+		between.Rules = append(between.Rules, rule(checked, forged, drop).commented("not the sending pod's address"))
+		t.Sets["owned_"+f.suffix] = ownedSet(f, i.PortSources)
+	}
+	if i.holdsRanges() {
 		t.Sets[setOthers] = nameSet(setOthers, i.Others)
 	}
-	c.Rules = append(c.Rules,
-		rule(Lookup{Key: key(InInterface), Set: setChecked, Not: true}, accept()),
-		rule(Lookup{Key: key(InInterface, IPSource), Set: "src_v4", Not: true}, drop).commented("not the sending pod's address"),
-		rule(Lookup{Key: key(IP6Source), Set: "local_v6"}, accept()).commented("neighbour discovery; the inet table says what else"),
-		rule(Lookup{Key: key(InInterface, IP6Source), Set: "src_v6", Not: true}, drop).commented("not the sending pod's address"))
-	for _, s := range append(sourceSets(i.PortSources), local, nameSet(setPorts, i.Ports), nameSet(setChecked, i.Checked)) {
+	local := rangeSet("local_v6", families[1], policy.Ranges([]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")}, nil))
+	for _, s := range append(sourceSets(i.PortSources), local, constantSets()[0], nameSet(setPorts, i.Ports), nameSet(setChecked, i.Checked)) {
 		t.Sets[s.Name] = s
 	}
+	for _, c := range []*Chain{all, between} {
+		t.Chains[c.Name] = c
+	}
 	return t
+}
+
+// ownedSet holds the addresses of one family that are some port's.
+func ownedSet(f family, list []Source) *Set {
+	s := &Set{Name: "owned_" + f.suffix, Key: []Type{f.addrType}}
+	for _, src := range list {
+		if src.Address.Is4() == (f.addrType == TypeIPv4) {
+			s.Elements = append(s.Elements, Element{Key: string(src.Address.AsSlice())})
+		}
+	}
+	return sized(s)
 }
