@@ -85,7 +85,7 @@ func TestPure(t *testing.T) {
 // program, so that none that is missing can stop it enforcing.
 func TestDaemon(t *testing.T) {
 	for _, p := range packages(t, daemon) {
-		for _, f := range []string{"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers", "k8s.io/client-go/rest", "k8s.io/client-go/tools", module + "/internal/lab", module + "/tests", "testing"} {
+		for _, f := range []string{"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache", "k8s.io/client-go/tools/clientcmd", module + "/internal/lab", module + "/tests", "testing"} {
 			if within(p.ImportPath, f) {
 				t.Errorf("the daemon links %s", p.ImportPath)
 			}
