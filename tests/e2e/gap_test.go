@@ -184,6 +184,7 @@ func TestHoldUnknownPods(t *testing.T) {
 					outside stranger 80 WANT
 					client stranger 80 WANT
 					stranger web 80 no
+					gateway stranger 80 yes
 					client web 80 yes
 					client outside ping yes
 					outside client 80 yes

@@ -104,7 +104,7 @@ var drillNewDB = map[string]string{
 		outside   no  no  yes   -       yes`,
 }
 
-// Nobody knows the pods: nothing of theirs passes. The rest does.
+// Nobody knows the pods: only the gateway's own packets reach them (S24).
 var drillHeld = map[string]string{
 	"80": `
 		          web db  admin cam guest outside gateway
@@ -113,7 +113,8 @@ var drillHeld = map[string]string{
 		admin     no  no  -     no  no    no      no
 		cam       no  no  no    -   no    no      no
 		guest     no  no  no    no  -     no      no
-		outside   no  no  no    no  no    -       yes`,
+		outside   no  no  no    no  no    -       yes
+		gateway   yes yes yes   yes yes   yes     -`,
 }
 
 // wrong probes everything, in both families, and gives what is not as it is
