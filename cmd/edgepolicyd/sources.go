@@ -86,14 +86,19 @@ func kinds(ctx context.Context) (map[string]string, error) {
 // identity is where Izuma Edge keeps the gateway's name.
 const identity = "/userdata/edge_gw_config/identity.json"
 
+// nodeNameWait is how long the start waits for the kubelet to tell the node's name.
+// It answers within 20 ms.
+const nodeNameWait = 300 * time.Millisecond
+
 // nodeName finds the gateway's name as a node: the kubelet's pods say it, as they
 // were saved or as they are now; else identity.json; else it is the host's name.
 func nodeName(ctx context.Context, saved state.Saved, pods *kubelet.Source) string {
 	known, _ := saved.Objects(kubelet.Name)
 	if pods != nil && len(known.Pods) == 0 {
-		if r, err := pods.Refresh(ctx); err == nil {
-			known = r.Objects
-		}
+		limited, cancel := context.WithTimeout(ctx, nodeNameWait)
+		r, _ := pods.Refresh(limited)
+		cancel()
+		known = r.Objects
 	}
 	for _, p := range known.Pods {
 		if p.Node != "" {

@@ -34,6 +34,7 @@ func (e *Enforcer) lookAtHeld() {
 		e.log.Debug("held addresses can't be read", "error", err)
 		return
 	}
+	changed := packets != e.heldPackets || len(seen) != len(e.held)
 	e.heldPackets = packets
 	now := map[netip.Addr]held{}
 	for _, s := range seen {
@@ -49,7 +50,9 @@ func (e *Enforcer) lookAtHeld() {
 		}
 	}
 	maps.DeleteFunc(e.heldTold, func(a netip.Addr, _ bool) bool { _, still := now[a]; return !still })
-	e.held = now
+	if e.held = now; changed {
+		e.publish()
+	}
 }
 
 // waitingSince remembers since when pods wait for their labels, and says which have

@@ -211,6 +211,10 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 func (e *Enforcer) Status() status.Status {
 	s := e.published.Load().status
 	s.Sources = e.ages(s.Sources)
+	s.Policies = slices.Clone(s.Policies)
+	for _, t := range append(times(s.Policies), &s.Started, &s.LastApply) {
+		*t = byTheClock(*t)
+	}
 	there, err := present(s.Table)
 	s.TablePresent = there
 	if !there && s.Health != status.Failed {
@@ -230,11 +234,29 @@ func (e *Enforcer) Status() status.Status {
 	return s
 }
 
-// ages adds how long ago each source's server confirmed what it serves. The
-// difference of two readings of the clock is that of the monotonic one.
+func times(list []status.PolicyStatus) (all []*time.Time) {
+	for i := range list {
+		all = append(all, &list[i].Since)
+	}
+	return all
+}
+
+// byTheClock gives what the wall clock of now says of a moment of this process, which
+// the monotonic clock knows: a gateway's clock can start in 1970 and be set later.
+func byTheClock(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return time.Now().Round(0).Add(-time.Since(t))
+}
+
+// ages adds how long ago each source's server confirmed what it serves.
 func (e *Enforcer) ages(list []status.SourceStatus) []status.SourceStatus {
 	list = slices.Clone(list)
 	for i, s := range e.cfg.Sources {
+		if i < len(list) {
+			list[i].LastRead, list[i].OfflineSince = byTheClock(list[i].LastRead), byTheClock(list[i].OfflineSince)
+		}
 		c, ok := s.(interface{ Confirmed() time.Time })
 		if i >= len(list) || !ok || c.Confirmed().IsZero() {
 			continue

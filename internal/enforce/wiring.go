@@ -44,20 +44,31 @@ func (e *Enforcer) wire() {
 	w.carry()
 	w.routed()
 	for _, i := range w.interfaces {
-		if !i.Pods {
+		if !i.Pods && !w.interfaces[i.Bridge].Pods {
 			w.out.Others = append(w.out.Others, i.Name)
 		}
 	}
 	e.ranges, e.refusedRanges = nil, nil
 	if w.out.Hold {
 		e.chooseRanges(append(slices.Clone(e.cfg.PodRanges), n.Ranges...), w.interfaces)
-		w.out.Ranges = policy.Ranges(e.ranges, e.own)
+		w.out.Ranges = policy.Ranges(e.ranges, append(remote(e.snapshot), e.own...))
 	}
 	for _, list := range []*[]string{&w.out.Pods, &w.out.Others, &w.out.Ports, &w.out.Checked} {
 		slices.Sort(*list)
 		*list = slices.Compact(*list)
 	}
 	e.wiring, e.compiler.Interfaces = w, w.out
+}
+
+// remote gives the addresses of pods on other nodes: they are known, and not ours to
+// hold.
+func remote(s *inventory.Snapshot) (list []netip.Addr) {
+	for _, p := range s.Pods {
+		if p.Remote && p.Enforceable() {
+			list = append(list, p.Addresses...)
+		}
+	}
+	return list
 }
 
 // interfacesOf lists the gateway's interfaces; anew if they changed, or if a CNI
@@ -171,7 +182,7 @@ func (e *Enforcer) chooseRanges(all []netip.Prefix, interfaces map[string]gatewa
 		e.ranges = e.cfg.Ranges
 		return
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr())*256 + a.Bits() - b.Bits() })
+	slices.SortFunc(all, netip.Prefix.Compare)
 	for _, r := range slices.Compact(all) {
 		if reason := e.refuseRange(r, interfaces); reason != "" {
 			e.refusedRanges = append(e.refusedRanges, fmt.Sprintf("pod range %s is not held: %s; correct podRanges or the CNI configuration", r, reason))
