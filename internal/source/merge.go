@@ -34,7 +34,7 @@ type Merged struct {
 }
 
 // Merger merges reports. It remembers what it made, so that pods that did not
-// change keep their pointers, and how pods were described that a kubelet lists no
+// change keep their pointers, and how pods were described that a source tells of no
 // more while their sandboxes live: a static pod leaves the kubelet's list at once
 // and serves for its whole grace period.
 type Merger struct {
@@ -42,21 +42,21 @@ type Merger struct {
 	// have none.
 	Wait bool
 
-	pods      map[inventory.Key]mergedPod
-	sandboxes map[string]description
-	stale     map[*inventory.Pod]*inventory.Pod // without the addresses that are others' by now
+	memory map[string][]description // by sandbox, one for each source that told of it
+	made   map[recipe]*inventory.Pod
 }
 
-// mergedPod is a pod and what it was made from.
-type mergedPod struct {
-	from [3]*inventory.Pod // describes it, gives its addresses, gives its phase
-	pod  *inventory.Pod
-}
-
-// description is how a pod was described, with the policies that it carries.
-type description struct {
-	pod      *inventory.Pod
-	policies []*inventory.Policy
+// merging is one run of Merge.
+type merging struct {
+	last     *Merger
+	rank     map[string]int        // of each source, by its name
+	labelled bool                  // somebody describes pods that CNI results tell of
+	policies [][]*inventory.Policy // of each report
+	carried  map[carrier][]*inventory.Policy
+	claims   []claim
+	memory   map[string][]description
+	made     map[recipe]*inventory.Pod
+	out      Merged
 }
 
 // Merge makes the snapshot of what all sources know.
@@ -64,41 +64,47 @@ type description struct {
 // Of objects with the same kind and key the one in the earlier report counts,
 // within a report the earlier one (S10). Of pods, addresses come from the first
 // report that has any, labels, ports and host network from the first without
-// attachments, so that CNI results count for addresses only; and what describes
-// another life of the pod, by its uid, does not count.
+// attachments, so that CNI results count for addresses only. What is said of
+// another life of the pod, by its uid, does not count; but a directory's word does,
+// as it is the operator's.
+//
+// A pod with two sandboxes, one of a life that nobody has described yet, is what is
+// known of the other, and Waiting with the new one.
 //
 // Pods that claim an address that is never a pod's (S33) are left out: own are the
-// gateway's own addresses, nextHops those of its routes. So is a pod that claims
-// the address of another, whose source counts more, or which comes before it by
-// key; but an address that only a kubelet or an API tells is stale then, and only
-// that goes. Pods that claim nothing (S6: hostNetwork, ended) are not looked at.
+// gateway's own addresses, nextHops those of its routes. So is a pod that has the
+// address of another by the directory's word. What runs, or is said to, loses that
+// address only, as its others must stay enforced: see claims. Pods that claim
+// nothing (S6: hostNetwork, ended) are not looked at.
 //
 // The snapshot has the pointers of the reports where one report tells all there is
 // of an object, and own, sorted, as its gateway.
 func (m *Merger) Merge(reports []Report, own, nextHops []netip.Addr, o *inventory.Options) Merged {
+	g := merging{last: m, rank: map[string]int{}, memory: map[string][]description{}, made: map[recipe]*inventory.Pod{}}
+	g.out.Snapshot = &inventory.Snapshot{Gateway: addresses(own)}
 	var pods []claim
 	var namespaces []*inventory.Namespace
-	var policies []*inventory.Policy
-	labelled := false // somebody describes pods that CNI results tell of
 	for i := range reports {
 		for _, p := range reports[i].Objects.Pods {
 			pods = append(pods, claim{pod: p, rank: i})
 		}
 		namespaces = append(namespaces, reports[i].Objects.Namespaces...)
-		policies = append(policies, reports[i].Objects.Policies...)
-		labelled = labelled || m.Wait && (reports[i].Source == "kubelet" || reports[i].Source == "api")
+		g.policies = append(g.policies, reports[i].Objects.Policies)
+		g.rank[reports[i].Source] = i
+		g.labelled = g.labelled || m.Wait && (reports[i].Source == "kubelet" || reports[i].Source == "api")
 	}
-	out := Merged{Snapshot: &inventory.Snapshot{Gateway: addresses(own)}}
-	claims := m.merge(pods, policies, labelled, &out)
-	for _, d := range m.sandboxes {
-		policies = append(policies, d.policies...)
-	}
-	m.claim(claims, claimed{own: out.Snapshot.Gateway, nextHops: addresses(nextHops), never: o.NeverPods, owner: map[netip.Addr]*inventory.Pod{}}, &out)
+	g.carriers()
+	g.merge(pods)
+	g.claim(&claims{own: g.out.Snapshot.Gateway, nextHops: addresses(nextHops), never: o.NeverPods})
+	m.memory, m.made = g.memory, g.made
+	out := g.out
+	slices.Sort(out.Notes)
+	out.Notes = slices.Compact(out.Notes)
 	slices.SortStableFunc(out.Problems, func(a, b Problem) int { return strings.Compare(a.Object, b.Object) })
 	var more []Problem
 	out.Snapshot.Namespaces, more = first(inventory.KindNamespace, namespaces, func(n *inventory.Namespace) *inventory.Head { return &n.Head })
 	out.Problems = append(out.Problems, more...)
-	out.Snapshot.Policies, more = first(inventory.KindPolicy, policies, func(p *inventory.Policy) *inventory.Head { return &p.Head })
+	out.Snapshot.Policies, more = first(inventory.KindPolicy, slices.Concat(g.policies...), func(p *inventory.Policy) *inventory.Head { return &p.Head })
 	out.Problems = append(out.Problems, more...)
 	return out
 }
@@ -110,45 +116,24 @@ func Merge(reports []Report, own, nextHops []netip.Addr, o *inventory.Options) (
 }
 
 // merge makes one pod of all that is known under each key.
-func (m *Merger) merge(all []claim, policies []*inventory.Policy, labelled bool, out *Merged) []claim {
+func (g *merging) merge(all []claim) {
 	slices.SortStableFunc(all, func(a, b claim) int { return a.pod.Key.Compare(b.pod.Key) })
-	fresh := make(map[inventory.Key]mergedPod, len(m.pods))
-	sandboxes := map[string]description{}
-	var claims []claim
 	for len(all) > 0 {
 		n := 1
 		for n < len(all) && all[n].pod.Key == all[0].pod.Key {
 			n++
 		}
-		same := oncePerSource(all[:n], out)
+		g.pod(g.oncePerSource(all[:n]))
 		all = all[n:]
-		if len(same) == 1 && len(same[0].pod.Attachments) == 0 {
-			claims = append(claims, same[0])
-			continue
-		}
-		p := m.parts(same, labelled, policies, sandboxes)
-		merged := m.pods[p.addresses.pod.Key]
-		if p.describes == nil && labelled {
-			out.Waiting = append(out.Waiting, p.addresses.pod)
-			continue
-		}
-		if from := [3]*inventory.Pod{p.describes, p.addresses.pod, p.phase}; merged.pod == nil || merged.from != from {
-			merged = mergedPod{from, p.pod()}
-		}
-		fresh[merged.pod.Key] = merged
-		out.Notes = append(out.Notes, p.disagreements(same)...)
-		claims = append(claims, claim{merged.pod, p.addresses.rank})
 	}
-	m.pods, m.sandboxes = fresh, sandboxes
-	return claims
 }
 
 // oncePerSource keeps the first pod of each report; the others are problems.
-func oncePerSource(same []claim, out *Merged) []claim {
+func (g *merging) oncePerSource(same []claim) []claim {
 	var kept []claim
 	for _, c := range same {
 		if n := len(kept); n > 0 && kept[n-1].rank == c.rank {
-			out.Problems = append(out.Problems, problem(inventory.KindPod, &c.pod.Head, fmt.Sprintf("%s defines it too and comes first", kept[n-1].pod.Origin)))
+			g.out.Problems = append(g.out.Problems, problem(inventory.KindPod, &c.pod.Head, fmt.Sprintf("%s defines it too and comes first", kept[n-1].pod.Origin)))
 			continue
 		}
 		kept = append(kept, c)

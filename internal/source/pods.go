@@ -3,123 +3,284 @@ package source
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/manifest"
 )
 
-// claim is a pod that claims addresses, with the rank of the report that tells
-// them: a lower one counts more.
-type claim struct {
-	pod  *inventory.Pod
-	rank int
+// description is what one source says of a pod, or, of one whose sandbox lives,
+// said last.
+type description struct {
+	pod      *inventory.Pod
+	rank     int // of its report
+	listed   bool
+	policies []*inventory.Policy // that it carries; of one that is not listed any more
 }
 
-// parts is what one pod is made from.
-type parts struct {
-	attached  *inventory.Pod // by CNI results, nil without
-	describes *inventory.Pod // labels, ports and host network; nil: nobody does
-	addresses claim
-	phase     *inventory.Pod
+// life is an attachment with those who describe it, by precedence.
+type life struct {
+	*inventory.Attachment
+	described []description
 }
 
-// parts chooses from what the sources say of one pod, which stand in the order of
-// precedence.
-func (m *Merger) parts(same []claim, labelled bool, policies []*inventory.Policy, sandboxes map[string]description) parts {
-	var p parts
-	for _, c := range same {
-		if len(c.pod.Attachments) > 0 {
-			p.attached = c.pod
+// recipe is what a pod was made from; the same recipe gives the same pod.
+type recipe struct {
+	attached, describes, addresses, phase *inventory.Pod
+	without                               string // the parts of one pod that were left out
+}
+
+// make gives the pod of a recipe that was made before, or a new one.
+func (g *merging) make(r recipe, fresh func() *inventory.Pod) *inventory.Pod {
+	p := g.made[r]
+	if p == nil {
+		if p = g.last.made[r]; p == nil {
+			p = fresh()
 		}
-	}
-	var describers []*inventory.Pod
-	for _, c := range same {
-		if c.pod != p.attached && sameLife(p.attached, c.pod) {
-			describers = append(describers, c.pod)
-		}
-		if p.addresses.pod == nil && len(c.pod.Addresses) > 0 {
-			p.addresses = c
-		}
-	}
-	if p.addresses.pod == nil {
-		p.addresses = same[0]
-	}
-	if len(describers) == 0 {
-		describers = m.remembered(p.attached)
-	}
-	m.remember(p.attached, describers, policies, sandboxes)
-	switch {
-	case len(describers) > 0:
-		p.describes = describers[0]
-	case !labelled:
-		p.describes = p.attached
-	}
-	for _, d := range describers {
-		if d.Phase != "" {
-			p.phase = d
-			break
-		}
+		g.made[r] = p
 	}
 	return p
 }
 
-// sameLife says whether what is said of a pod is about the one that is attached:
-// without uids nobody can tell.
-func sameLife(attached, p *inventory.Pod) bool {
-	if attached == nil || p.UID == "" {
-		return true
+// pod makes one pod of what the reports, in their order, say of it.
+func (g *merging) pod(same []claim) {
+	var attached *claim
+	var others []description
+	for i, c := range same {
+		if len(c.pod.Attachments) > 0 {
+			attached = &same[i]
+		} else {
+			others = append(others, description{pod: c.pod, rank: c.rank, listed: true})
+		}
 	}
-	return slices.ContainsFunc(attached.Attachments, func(a inventory.Attachment) bool { return a.UID == "" || a.UID == p.UID })
+	switch {
+	case attached != nil:
+		g.attached(*attached, others, same)
+	case len(others) == 1:
+		g.claims = append(g.claims, claim{pod: same[0].pod, rank: same[0].rank, told: same[0].pod.Origin.Source})
+	default:
+		g.put(nil, oneLife(others), same)
+	}
 }
 
-// remembered gives the description that an attached pod had.
-func (m *Merger) remembered(attached *inventory.Pod) []*inventory.Pod {
-	if attached == nil {
+// oneLife leaves out what is said of another life of a pod than the first that
+// tells: an API that is away lists what a kubelet has replaced.
+func oneLife(all []description) []description {
+	first := slices.IndexFunc(all, func(d description) bool { return !d.byHand() })
+	if first < 0 {
+		return all
+	}
+	p := all[first].pod
+	return slices.DeleteFunc(all, func(d description) bool { return !d.byHand() && !oneUID(p.UID, d.pod.UID, p.Remote == d.pod.Remote) })
+}
+
+// byHand says whether it is the operator's word, which tells of whatever life the
+// pod is in.
+func (d *description) byHand() bool { return d.pod.Origin.Source == "directory" }
+
+// describes says whether it is about the life of an attachment.
+func (d *description) describes(a *inventory.Attachment) bool {
+	return d.byHand() || oneUID(d.pod.UID, a.UID, !d.pod.Remote)
+}
+
+// oneUID says whether two uids can be of one life. Without them nobody can tell, but
+// that it runs on one node.
+func oneUID(a, b string, sameNode bool) bool {
+	if a == "" || b == "" {
+		return sameNode
+	}
+	return a == b
+}
+
+// attached makes a pod that CNI results tell of.
+func (g *merging) attached(c claim, others []description, same []claim) {
+	lives := make([]life, len(c.pod.Attachments))
+	newest := &lives[0]
+	for i := range lives {
+		l := &lives[i]
+		l.Attachment = &c.pod.Attachments[i]
+		l.described = g.describe(l.Attachment, others)
+		if newest.compare(l) < 0 {
+			newest = l
+		}
+	}
+	attached := &c
+	if g.labelled {
+		unknown := func(l life) bool { return len(l.described) == 0 }
+		if waits := g.part(c.pod, lives, unknown); waits != nil {
+			g.claims = append(g.claims, claim{pod: waits, rank: c.rank, told: waits.Origin.Source, waiting: true})
+		}
+		c.pod = g.part(c.pod, lives, func(l life) bool { return !unknown(l) })
+	}
+	if c.pod != nil {
+		g.useCarried(c.pod.Key, newest.described)
+		g.put(attached, newest.described, same)
+	}
+}
+
+// compare orders lives by who knows more of the present.
+func (l *life) compare(o *life) int {
+	known := func(l *life) int {
+		switch {
+		case slices.ContainsFunc(l.described, func(d description) bool { return d.listed && !d.byHand() }):
+			return 2
+		case len(l.described) > 0:
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(known(l), known(o)), l.Written.Compare(o.Written), strings.Compare(l.Sandbox, o.Sandbox))
+}
+
+// describe gives who describes an attachment: those who list it, and those who did
+// while its sandbox lived. It remembers them.
+func (g *merging) describe(a *inventory.Attachment, others []description) []description {
+	var all []description
+	for _, d := range others {
+		if d.describes(a) {
+			all = append(all, d)
+		}
+	}
+	for _, d := range g.last.memory[a.Sandbox] {
+		rank, ok := g.rank[d.pod.Origin.Source]
+		if d.rank = rank; ok && !slices.ContainsFunc(all, func(o description) bool { return o.rank == rank }) {
+			all = append(all, d)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b description) int { return cmp.Compare(a.rank, b.rank) })
+	if g.memory[a.Sandbox] == nil {
+		for _, d := range all {
+			if d.byHand() {
+				continue // what the operator takes back counts no more
+			}
+			if d.listed {
+				d.listed, d.policies = false, g.carried[carrier{d.rank, d.pod.Key.String()}]
+			}
+			g.memory[a.Sandbox] = append(g.memory[a.Sandbox], d)
+		}
+	}
+	return all
+}
+
+// carrier is a pod of a report that carries policies.
+type carrier struct {
+	rank int
+	pod  string
+}
+
+// carriers finds them.
+func (g *merging) carriers() {
+	g.carried = map[carrier][]*inventory.Policy{}
+	for rank, list := range g.policies {
+		for _, p := range list {
+			if p.Origin.Pod != "" {
+				c := carrier{rank, p.Origin.Pod}
+				g.carried[c] = append(g.carried[c], p)
+			}
+		}
+	}
+}
+
+// useCarried has a pod keep the policies that it carries while its sandbox lives,
+// and not have those of another life.
+func (g *merging) useCarried(pod inventory.Key, described []description) {
+	for rank := range g.policies {
+		i := slices.IndexFunc(described, func(d description) bool { return d.rank == rank })
+		if i >= 0 && described[i].listed {
+			continue
+		}
+		if len(g.carried[carrier{rank, pod.String()}]) > 0 {
+			g.policies[rank] = slices.DeleteFunc(slices.Clone(g.policies[rank]), func(p *inventory.Policy) bool { return p.Origin.Pod == pod.String() })
+		}
+		if i >= 0 {
+			g.policies[rank] = slices.Concat(g.policies[rank], described[i].policies)
+		}
+	}
+}
+
+// part gives an attached pod with some of its attachments; nil with none.
+func (g *merging) part(p *inventory.Pod, lives []life, has func(life) bool) *inventory.Pod {
+	var kept []inventory.Attachment
+	var list []netip.Addr
+	var without []string
+	var newest inventory.Attachment
+	for _, l := range lives {
+		if !has(l) {
+			without = append(without, l.Sandbox)
+			continue
+		}
+		kept, list = append(kept, *l.Attachment), append(list, l.Addresses...)
+		if len(kept) == 1 || l.Written.After(newest.Written) {
+			newest = *l.Attachment
+		}
+	}
+	switch {
+	case len(kept) == 0:
 		return nil
+	case len(without) == 0:
+		return p
 	}
-	for _, a := range attached.Attachments {
-		if d := m.sandboxes[a.Sandbox]; d.pod != nil {
-			return []*inventory.Pod{d.pod}
-		}
-	}
-	return nil
+	return g.make(recipe{attached: p, without: strings.Join(without, " ")}, func() *inventory.Pod {
+		out := *p
+		out.Attachments, out.Addresses, out.UID = kept, addresses(list), newest.UID
+		out.JSON = manifest.PodJSON(&out)
+		return &out
+	})
 }
 
-// remember keeps how an attached pod is described while its sandbox lives, and the
-// policies that it carries. A directory's word needs no memory.
-func (m *Merger) remember(attached *inventory.Pod, describers []*inventory.Pod, policies []*inventory.Policy, sandboxes map[string]description) {
-	if attached == nil || len(describers) == 0 || describers[0].Origin.Source == "directory" {
-		return
+// put makes the pod, of what CNI results say of it (nil: nothing) and of what
+// others do.
+func (g *merging) put(attached *claim, described []description, same []claim) {
+	var r recipe
+	all := described
+	if attached != nil {
+		r.attached = attached.pod
+		all = append(slices.Clone(described), description{pod: attached.pod, rank: attached.rank})
+		slices.SortStableFunc(all, func(a, b description) int { return cmp.Compare(a.rank, b.rank) })
 	}
-	d := description{pod: describers[0]}
-	for _, p := range policies {
-		if p.Origin.Pod == attached.Key.String() {
-			d.policies = append(d.policies, p)
+	tells := all[0]
+	for _, d := range all {
+		if len(tells.pod.Addresses) == 0 && len(d.pod.Addresses) > 0 {
+			tells = d
+		}
+		if d.pod == r.attached {
+			continue
+		}
+		if r.describes == nil {
+			r.describes = d.pod
+		}
+		if r.phase == nil && d.pod.Phase != "" {
+			r.phase = d.pod
 		}
 	}
-	for _, a := range attached.Attachments {
-		if old := m.sandboxes[a.Sandbox]; len(d.policies) == 0 && old.pod == d.pod {
-			d.policies = old.policies
-		}
-		sandboxes[a.Sandbox] = d
+	r.addresses = tells.pod
+	if r.describes == nil {
+		r.describes = r.attached
 	}
+	p := g.make(r, r.pod)
+	g.disagreements(&r, same)
+	g.claims = append(g.claims, claim{pod: p, rank: tells.rank, told: tells.pod.Origin.Source})
 }
 
 // pod makes the pod.
-func (p parts) pod() *inventory.Pod {
-	describes, attached := p.describes, p.attached
-	if attached == nil && p.addresses.pod == describes && (p.phase == nil || p.phase.Phase == describes.Phase) {
+func (r *recipe) pod() *inventory.Pod {
+	describes, attached := r.describes, r.attached
+	if attached == nil && r.addresses == describes && (r.phase == nil || r.phase.Phase == describes.Phase) {
 		return describes
 	}
 	out := *describes
-	out.Addresses = p.addresses.pod.Addresses
-	if p.phase != nil {
-		out.Phase = p.phase.Phase
+	out.Addresses = r.addresses.Addresses
+	if r.phase != nil {
+		out.Phase = r.phase.Phase
 	}
 	if attached != nil {
-		out.Attachments, out.UID, out.Remote = attached.Attachments, attached.UID, false
+		out.Attachments, out.UID, out.Remote = attached.Attachments, cmp.Or(attached.UID, out.UID), false
+		if out.Origin.Source != "directory" {
+			out.HostNetwork = false // such a pod has no attachment: what says so is of another life
+		}
 		if !out.Selectable() && !out.HostNetwork {
 			out.Phase = "Running" // its sandbox lives, whatever is said of it
 		}
@@ -128,134 +289,24 @@ func (p parts) pod() *inventory.Pod {
 	return &out
 }
 
-// disagreements tells which sources know other addresses than those that count.
-func (p parts) disagreements(same []claim) []string {
-	var notes []string
+// disagreements tells which sources know other addresses than those that count, or
+// other labels than the directory's.
+func (g *merging) disagreements(r *recipe, same []claim) {
 	for _, c := range same {
-		if len(c.pod.Addresses) > 0 && !slices.Equal(c.pod.Addresses, p.addresses.pod.Addresses) && c.pod.Selectable() {
-			notes = append(notes, fmt.Sprintf("pod %s: %s has the addresses %v, %s has %v: the latter counts", c.pod.Key,
-				c.pod.Origin.Source, c.pod.Addresses, p.addresses.pod.Origin.Source, p.addresses.pod.Addresses))
-		}
-	}
-	return notes
-}
-
-// claimed knows which pod has which address, and which addresses no pod may have.
-type claimed struct {
-	own, nextHops []netip.Addr // sorted
-	never         []netip.Prefix
-	owner         map[netip.Addr]*inventory.Pod
-}
-
-// claim gives the pods their addresses, those first whose source counts more; of
-// CNI results the newest, as they tell of sandboxes, not of hopes.
-func (m *Merger) claim(claims []claim, c claimed, out *Merged) {
-	slices.SortStableFunc(claims, func(a, b claim) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), b.newest().Compare(a.newest()))
-	})
-	for _, cl := range claims {
-		p := cl.pod
-		if !p.Enforceable() {
-			out.Snapshot.Pods = append(out.Snapshot.Pods, p)
+		if !c.pod.Selectable() {
 			continue
 		}
-		if source := p.Origin.Source; len(p.Attachments) == 0 && (source == "kubelet" || source == "api") {
-			p = m.withoutStale(p, c, out)
+		counts := len(c.pod.Attachments) > 0 && r.addresses == r.attached
+		if len(c.pod.Addresses) > 0 && !counts && !slices.Equal(c.pod.Addresses, r.addresses.Addresses) {
+			g.note(c.pod, r.addresses, "addresses", c.pod.Addresses, r.addresses.Addresses)
 		}
-		if reason := c.refuse(p); reason != "" {
-			out.Problems = append(out.Problems, problem(inventory.KindPod, &p.Head, reason))
-			continue
+		if r.describes.Origin.Source == "directory" && len(c.pod.Attachments) == 0 && !maps.Equal(c.pod.Labels, r.describes.Labels) {
+			g.note(c.pod, r.describes, "labels", c.pod.Labels, r.describes.Labels)
 		}
-		out.Snapshot.Pods = append(out.Snapshot.Pods, p)
 	}
-	slices.SortStableFunc(out.Snapshot.Pods, func(a, b *inventory.Pod) int { return a.Key.Compare(b.Key) })
 }
 
-// newest is when the newest CNI result of a pod was written, in nanoseconds.
-func (c claim) newest() (n nanoseconds) {
-	for _, a := range c.pod.Attachments {
-		n = max(n, nanoseconds(a.Written.UnixNano()))
-	}
-	return n
-}
-
-type nanoseconds int64
-
-func (n nanoseconds) Compare(o nanoseconds) int { return cmp.Compare(n, o) }
-
-// withoutStale takes from a pod the addresses that are others' by now: a kubelet
-// and an API list what has ended, and what they last knew.
-func (m *Merger) withoutStale(p *inventory.Pod, c claimed, out *Merged) *inventory.Pod {
-	var left []netip.Addr
-	for _, a := range p.Addresses {
-		other := c.owner[a]
-		if other == nil || len(other.Attachments) == 0 {
-			left = append(left, a)
-			continue
-		}
-		out.Notes = append(out.Notes, fmt.Sprintf("pod %s: %s says that it has %s, which is pod %s's now", p.Key, p.Origin.Source, a, other.Key))
-	}
-	if len(left) == len(p.Addresses) {
-		return p
-	}
-	if last := m.stale[p]; last != nil && slices.Equal(last.Addresses, left) {
-		return last
-	}
-	fresh := *p
-	fresh.Addresses = left
-	fresh.JSON = manifest.PodJSON(&fresh)
-	if m.stale == nil || len(m.stale) > len(c.owner) { // of pods long gone
-		m.stale = map[*inventory.Pod]*inventory.Pod{}
-	}
-	m.stale[p] = &fresh
-	return &fresh
-}
-
-// refuse gives the reason why the pod can't be what it says it is. If there is
-// none ("") the pod's addresses are its own from here on.
-func (c *claimed) refuse(p *inventory.Pod) string {
-	if !p.Enforceable() {
-		return ""
-	}
-	for _, a := range p.Addresses {
-		if reason := c.forbidden(a); reason != "" {
-			return fmt.Sprintf("its address %s %s: such an address is never a pod's", a, reason)
-		}
-		if other := c.owner[a]; other != nil {
-			return fmt.Sprintf("its address %s belongs to pod %s (%s)", a, other.Key, other.Origin)
-		}
-	}
-	for _, a := range p.Addresses {
-		c.owner[a] = p
-	}
-	return ""
-}
-
-// broadcast is the limited broadcast address (RFC 919).
-var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
-
-// forbidden says why an address can't be a pod's (S33), or nothing.
-func (c *claimed) forbidden(a netip.Addr) string {
-	switch {
-	case a.IsUnspecified():
-		return "is the unspecified one"
-	case a.IsLoopback():
-		return "is a loopback address"
-	case a.IsMulticast():
-		return "is a multicast address"
-	case a == broadcast:
-		return "is the broadcast address"
-	}
-	if _, ok := slices.BinarySearchFunc(c.own, a, netip.Addr.Compare); ok {
-		return "is this gateway's own"
-	}
-	if _, ok := slices.BinarySearchFunc(c.nextHops, a, netip.Addr.Compare); ok {
-		return "is the next hop of a route"
-	}
-	for _, n := range c.never {
-		if n.Contains(a) {
-			return fmt.Sprintf("is in %s of neverPods", n)
-		}
-	}
-	return ""
+func (g *merging) note(p, counts *inventory.Pod, what string, has, other any) {
+	g.out.Notes = append(g.out.Notes, fmt.Sprintf("pod %s: %s has the %s %v, %s has %v: the latter counts", p.Key,
+		p.Origin.Source, what, has, counts.Origin.Source, other))
 }
