@@ -244,10 +244,11 @@ func times(list []status.PolicyStatus) (all []*time.Time) {
 // byTheClock gives what the wall clock of now says of a moment of this process, which
 // the monotonic clock knows: a gateway's clock can start in 1970 and be set later.
 func byTheClock(t time.Time) time.Time {
-	if t.IsZero() {
-		return t
+	set := time.Now().Round(0).Add(-time.Since(t))
+	if t.IsZero() || set.Sub(t.Round(0)).Abs() < time.Second {
+		return t // the clock was not set since
 	}
-	return time.Now().Round(0).Add(-time.Since(t))
+	return set
 }
 
 // ages adds how long ago each source's server confirmed what it serves.
