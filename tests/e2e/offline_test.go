@@ -339,7 +339,7 @@ func (d *drill) away() {
 	d.restart(drillPods[0], drillPods[2], drillPods[3])
 	d.becomes("pods were restarted while the API is away", drillBefore)
 	time.Sleep(2 * time.Second) // retries
-	if again := d.source("api").OfflineSince; !again.Equal(since) {
+	if again := d.source("api").OfflineSince; again.Sub(since).Abs() > time.Second {
 		d.t.Errorf("offline since %s, earlier it was since %s", again, since)
 	}
 	d.toldOnce()
