@@ -141,6 +141,11 @@ func decode(data []byte) (Saved, error) {
 	if err := d.Decode(&b); err != nil {
 		return Saved{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
+	for _, r := range b.Ranges {
+		if !r.IsValid() { // an empty text is read as one
+			return Saved{}, fmt.Errorf("%w: one of its ranges is empty", ErrDamaged)
+		}
+	}
 	return Saved{b.Boot, b.Ranges, b.Sources}, nil
 }
 

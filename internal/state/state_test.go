@@ -88,7 +88,7 @@ spec: {podSelector: {}}
 
 // all decodes everything that was saved.
 func all(s Saved) (State, error) {
-	state := State{Sources: map[string]inventory.Objects{}}
+	state := State{Boot: s.Boot, Ranges: s.Ranges, Sources: map[string]inventory.Objects{}}
 	var errs []error
 	for name := range s.sources {
 		o, err := s.Objects(name)
@@ -351,6 +351,7 @@ func FuzzDecode(f *testing.F) {
 	_, payload, _ := bytes.Cut(data, []byte("\n"))
 	f.Add(data, []byte(""))
 	f.Add([]byte("edgepolicyd-state 2 x\n"), payload)
+	f.Add([]byte(""), []byte(`{"boot":"x","ranges":["10.42.0.0/24","fd42::/64"],"sources":{"api":[{"kind":"Pod","origin":{"source":"api"},"object":{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"status":{"podIP":"10.0.0.1"}}}]}}`))
 	f.Add([]byte(""), []byte(`{"sources":{"directory":[{"kind":"Pod","origin":{"source":"d","line":-1},"object":null}]}}`))
 	f.Fuzz(func(t *testing.T, data, payload []byte) {
 		if s, err := decode(data); errors.Is(err, ErrDamaged) && s.sources != nil {
