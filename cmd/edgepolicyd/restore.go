@@ -58,7 +58,10 @@ func (a *app) restore(ctx context.Context) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(a.stdout, "restored: %s, %s; %s\n", count(len(s.Policies), "policy"), count(s.Pods, "pod"), s.Health)
+		fmt.Fprintf(a.stdout, "restored: policies %d, namespaces %d, pods with addresses %d; %s\n", len(s.Policies), s.Namespaces, s.Pods, s.Health)
+		for _, r := range s.Reasons {
+			fmt.Fprintf(a.stdout, "  %s\n", r)
+		}
 	}
 	if s.Health != status.Healthy {
 		return errDegraded

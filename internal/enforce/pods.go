@@ -23,7 +23,7 @@ func (e *Enforcer) lookAtPods() {
 	fresh := e.links == nil // addresses, links or routes of the gateway changed
 	var missing []netip.Addr
 	for _, p := range e.snapshot.Pods {
-		if !p.Enforceable() {
+		if !p.Enforceable() || p.Remote {
 			continue
 		}
 		for _, a := range p.Addresses {
@@ -54,8 +54,9 @@ func (e *Enforcer) lookAtPods() {
 		e.offloaded = offloaded
 	}
 	e.unenforceable = nil
+	interfaces := e.interfacesOf()
 	for _, p := range e.snapshot.Pods {
-		if !p.Enforceable() {
+		if !p.Enforceable() || p.Remote || leaving(p, interfaces) {
 			continue
 		}
 		for _, a := range p.Addresses {
@@ -67,6 +68,14 @@ func (e *Enforcer) lookAtPods() {
 			}
 		}
 	}
+}
+
+// leaving says that a pod's CNI result names an interface that is gone: it is being
+// deleted, and its addresses may lead anywhere already.
+func leaving(p *inventory.Pod, interfaces map[string]gateway.Interface) bool {
+	return slices.ContainsFunc(p.Attachments, func(a inventory.Attachment) bool {
+		return slices.ContainsFunc(a.Interfaces, func(name string) bool { return interfaces[name].Name == "" })
+	})
 }
 
 // unenforceableBy says why a pod's traffic there does not pass the table.

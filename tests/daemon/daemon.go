@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -117,11 +118,11 @@ func (d *Daemon) Start() error {
 	if err != nil {
 		return err
 	}
-	defer notify.Close()
 	d.cmd = exec.Command(d.Binary, "run", "--config", d.Config)
 	d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	if err := d.Lab.Gateway.Start(d.cmd); err != nil {
+		notify.Close()
 		return err
 	}
 	d.exited = make(chan struct{})
@@ -140,7 +141,8 @@ func (d *Daemon) Start() error {
 			return fmt.Errorf("the daemon did not become ready: %w\n%s", err, d.Log())
 		}
 		if strings.Contains(string(buf[:n]), "READY=1") {
-			return nil
+			go io.Copy(io.Discard, notify) // as systemd goes on listening
+			return notify.SetReadDeadline(time.Time{})
 		}
 	}
 }
