@@ -260,7 +260,7 @@ func (c *court) breakOne(seed uint64, breaks damage) bool {
 func shows(s *inventory.Snapshot, o *inventory.Options, t *ruleset.Table, list []policy.Flow) bool {
 	return slices.ContainsFunc(list, func(f policy.Flow) bool {
 		ce := cell{kind: firstPacket, x: &exchange{from: f.From.Addr, to: f.To.Addr, protocol: f.Protocol, source: 54321, port: f.Port}}
-		ce.ask(s, o, t)
+		ce.ask(s, o, law{inet: t})
 		return !ce.agreed()
 	})
 }

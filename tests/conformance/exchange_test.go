@@ -17,6 +17,8 @@ type exchange struct {
 	protocol     inventory.Protocol
 	source, port uint16 // source is the identifier of an ICMP echo
 
+	sender, receiver *lab.Namespace // of a first packet, if they do not have from and to
+
 	open bool   // a packet of from has come through, so that conntrack has it
 	mark uint32 // the connection mark, as the table's judge has it
 }
@@ -70,7 +72,7 @@ const (
 // probe is the same for the kernel.
 func (x *exchange) probe(reply bool) lab.Probe {
 	if !reply {
-		return lab.Probe{Src: x.from, Dst: x.to, Proto: x.protocol, SrcPort: x.source, DstPort: x.port}
+		return lab.Probe{From: x.sender, To: x.receiver, Src: x.from, Dst: x.to, Proto: x.protocol, SrcPort: x.source, DstPort: x.port}
 	}
 	p := lab.Probe{Src: x.to, Dst: x.from, Proto: x.protocol, SrcPort: x.port, DstPort: x.source}
 	switch x.protocol {
@@ -104,33 +106,50 @@ type cell struct {
 	open      bool        // the exchange was open before
 	flow      policy.Flow // that the packet is of
 	evaluator policy.Verdict
+	held      bool // whatever the evaluator says: it knows nothing of interfaces
 	table     ruleset.Outcome
 	kernel    bool
 	mirror    *ruleset.Outcome // of a first packet: the table's verdict of its reply, if that had to be judged
 }
 
 // ask has the two judges judge that need no kernel.
-func (c *cell) ask(s *inventory.Snapshot, o *inventory.Options, t *ruleset.Table) {
+func (c *cell) ask(s *inventory.Snapshot, o *inventory.Options, l law) {
 	c.open, c.flow = c.x.open, c.x.flow(s, c.reply)
 	c.evaluator = policy.Evaluate(s, o, c.flow)
-	c.table = t.Trace(c.x.packet(s, c.reply))
+	p, port := c.x.packet(s, c.reply), ""
+	if l.port != nil {
+		if port = l.port(p.Source); c.x.sender != nil && !c.reply {
+			port = c.x.sender.HostInterface
+		}
+	}
+	c.table, c.held = l.trace(p, port), l.held(s, p, port)
 	c.mirror = nil
+	if c.x.sender != nil {
+		return
+	}
 	if c.kind == firstPacket && !c.flow.From.Gateway && !c.flow.To.Gateway {
 		asked := *c.x
 		asked.open = true
-		m := t.Trace(asked.packet(s, true))
+		p, port := asked.packet(s, true), ""
+		if l.port != nil {
+			port = l.port(p.Source)
+		}
+		m := l.trace(p, port)
 		c.mirror = &m
 	}
 }
 
 // agreed says whether the evaluator and the table agree.
 func (c *cell) agreed() bool {
-	want := c.evaluator.Allowed
+	want := c.want()
 	return (c.table.Verdict == ruleset.Accept) == want && (c.mirror == nil || (c.mirror.Verdict == ruleset.Accept) == want)
 }
 
 // unanimous says whether all three do.
-func (c *cell) unanimous() bool { return c.agreed() && c.kernel == c.evaluator.Allowed }
+func (c *cell) unanimous() bool { return c.agreed() && c.kernel == c.want() }
+
+// want is what all judges must say.
+func (c *cell) want() bool { return c.evaluator.Allowed && !c.held }
 
 // String tells the cell with the verdicts of the judges that need no kernel.
 func (c *cell) String() string {
@@ -141,6 +160,9 @@ func (c *cell) String() string {
 	}
 	fmt.Fprintf(&b, "%s of %s, %s; judged as %s -> %s\n", c.kind, c.x, state, name(c.flow.From), name(c.flow.To))
 	fmt.Fprintf(&b, "  evaluator: %s (egress: %s; ingress: %s)\n", verdict(c.evaluator.Allowed), c.evaluator.Egress.Reason, c.evaluator.Ingress.Reason)
+	if c.held {
+		b.WriteString("  held, whatever the evaluator says\n")
+	}
 	writeOutcome(&b, "table", c.table)
 	if c.mirror != nil {
 		writeOutcome(&b, "table, of the reply", *c.mirror)

@@ -39,7 +39,7 @@ func FuzzJudges(f *testing.F) {
 			for i, flow := range cluster.Flows(s, outside, rng, 300) {
 				x := &exchange{from: flow.From.Addr, to: flow.To.Addr, protocol: flow.Protocol, source: uint16(20000 + i), port: flow.Port}
 				for _, ce := range []*cell{{kind: firstPacket, x: x}, {kind: unsolicited, x: x, reply: true}} {
-					if ce.ask(s, o, actual); !ce.agreed() {
+					if ce.ask(s, o, law{inet: actual}); !ce.agreed() {
 						t.Fatalf("the evaluator and the table disagree (%s): %s%s", c.Change, ce, c.YAML)
 					}
 				}

@@ -56,7 +56,7 @@ func TestThreeJudges(t *testing.T) {
 			}
 			all := r.tally["everything"]
 			t.Logf("%s: %d clusters (%d of them changes of the one before, %d tables read back), %d packets agreed on, %d allowed and %d denied",
-				kind, r.clusters, r.changed, r.readBack, all[0]+all[1], all[1], all[0])
+				kind, r.clusters, r.changed, r.tablesRead, all[0]+all[1], all[1], all[0])
 			r.tally.print(t)
 			if n >= 100 {
 				r.tally.check(t)
@@ -68,16 +68,17 @@ func TestThreeJudges(t *testing.T) {
 // run is one topology's clusters.
 type run struct {
 	*court
-	tally                       tally
-	clusters, changed, readBack int
-	where                       string // what is being judged, to find it again
-	yaml                        []byte
+	tally                         tally
+	clusters, changed, tablesRead int
+	where                         string // what is being judged, to find it again
+	yaml                          []byte
 }
 
 // seed judges a new cluster and changes of it.
 func (r *run) seed(seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 3)) // of the cluster alone: what was there before must not matter
 	settings := pickOptions(rng)
+	r.wiring = wiringOf(seed)
 	r.configure(optionsOf(settings))
 	c := cluster.Generate(configOf(seed, rng, r.outside, r.own))
 	for step := range steps {
@@ -86,7 +87,7 @@ func (r *run) seed(seed uint64) {
 			r.changed++
 		}
 		r.clusters++
-		r.where = fmt.Sprintf("seed %d, step %d (%s), settings %#02x, %s", seed, step, c.Change, settings, r.Kind)
+		r.where = fmt.Sprintf("seed %d, step %d (%s), settings %#02x, %s, %s", seed, step, c.Change, settings, r.wiring, r.Kind)
 		r.yaml = c.YAML
 		s, err := c.Snapshot()
 		if err != nil {
@@ -226,7 +227,8 @@ func (r *run) anew(c *cell) bool {
 	r.must(r.conn.Claim())
 	r.forget()
 	r.actual = nil
-	r.apply(ruleset.NewCompiler(tableName, r.options).Compile(policy.NewResolver(r.options).Update(r.snapshot), r.firstMark()))
+	inet, _ := r.compile(ruleset.NewCompiler(tableName, r.options), policy.NewResolver(r.options), r.snapshot)
+	r.apply(inet)
 	again := &cell{kind: firstPacket, x: r.newExchange(c.flow)}
 	r.judge([]*cell{again})
 	return again.kernel
@@ -236,19 +238,22 @@ func (r *run) anew(c *cell) bool {
 // made anew, and at times against what the kernel reads back.
 func (r *run) compareTables(read bool) {
 	r.t.Helper()
-	fresh := ruleset.NewCompiler(tableName, r.options).Compile(policy.NewResolver(r.options).Update(r.snapshot), r.firstMark())
-	target := r.actual.Text(nil)
-	if d := ruleset.CompareText(target, fresh.Text(nil)); d != "no difference\n" {
-		r.t.Fatalf("%s: a table made anew differs from the one in force:\n%s%s", r.where, d, r.yaml)
+	fresh, bridge := r.compile(ruleset.NewCompiler(tableName, r.options), policy.NewResolver(r.options), r.snapshot)
+	pairs := [][2]*ruleset.Table{{r.actual, fresh}}
+	if bridge != nil && r.bridgeActual != nil {
+		pairs = append(pairs, [2]*ruleset.Table{r.bridgeActual, bridge})
+	}
+	for _, p := range pairs {
+		if d := ruleset.CompareText(p[0].Text(nil), p[1].Text(nil)); d != "no difference\n" {
+			r.t.Fatalf("%s: a table made anew differs from the one in force:\n%s%s", r.where, d, r.yaml)
+		}
 	}
 	if !read {
 		return
 	}
-	r.readBack++
-	got, err := r.conn.Read()
-	r.must(err)
-	if text := got.Text(nil); text != target {
-		r.t.Fatalf("%s: the kernel holds another table than was sent:\n%s%s", r.where, ruleset.CompareText(target, text), r.yaml)
+	r.tablesRead++
+	if err := r.readBack(); err != nil {
+		r.t.Fatalf("%s: %v\n%s", r.where, err, r.yaml)
 	}
 }
 
@@ -256,6 +261,10 @@ func (r *run) compareTables(read bool) {
 type tally map[string]*[2]int
 
 func (t tally) add(c *cell) {
+	if c.held {
+		t.count("held: "+c.kind, false)
+		return
+	}
 	ends := kindOf(c.flow.From) + " to " + kindOf(c.flow.To)
 	family := "IPv6"
 	if c.flow.From.Addr.Is4() {
@@ -275,14 +284,18 @@ func (t tally) add(c *cell) {
 		keys = append(keys, "reason: "+reason)
 	}
 	for _, key := range keys {
-		if t[key] == nil {
-			t[key] = &[2]int{}
-		}
-		if c.evaluator.Allowed {
-			t[key][1]++
-		} else {
-			t[key][0]++
-		}
+		t.count(key, c.evaluator.Allowed)
+	}
+}
+
+func (t tally) count(key string, allowed bool) {
+	if t[key] == nil {
+		t[key] = &[2]int{}
+	}
+	if allowed {
+		t[key][1]++
+	} else {
+		t[key][0]++
 	}
 }
 
@@ -312,13 +325,18 @@ func (t tally) check(tb testing.TB) {
 		share := percent(n)
 		_, ends, isEnds := strings.Cut(key, "ends: ")
 		switch {
-		case strings.HasPrefix(key, "reason: "):
+		case strings.HasPrefix(key, "reason: "), strings.HasPrefix(key, "held: "):
 		case key == "kind: "+reply+", open", isEnds && (!strings.Contains(ends, "pod") || ends == "gateway to pod"):
 			if n[0] > 0 {
 				tb.Errorf("%s: %d denied", key, n[0])
 			}
 		case share < 3 || share > 97, key == "everything" && (share < 25 || share > 75):
 			tb.Errorf("%s: %d%% are allowed: this proves little", key, share)
+		}
+	}
+	for _, kind := range []string{firstPacket, unsolicited, again} {
+		if t["held: "+kind] == nil {
+			tb.Errorf("no %s was held", kind)
 		}
 	}
 	for _, reason := range []string{"allowed", "not allowed", "not isolated", "never isolated", "not a pod", "gateway's own traffic",

@@ -28,16 +28,19 @@ type court struct {
 	outside []netip.Addr
 	pods    []*lab.Namespace
 
-	options  *inventory.Options
-	resolver *policy.Resolver
-	compiler *ruleset.Compiler
-	snapshot *inventory.Snapshot
-	conn     *nft.Conn
-	actual   *ruleset.Table
-	bumps    int         // since the last sweep of stale stamps
-	port     uint16      // the last source port
-	since    int         // changes since conntrack was emptied
-	carried  []*exchange // from earlier snapshots
+	options      *inventory.Options
+	resolver     *policy.Resolver
+	compiler     *ruleset.Compiler
+	snapshot     *inventory.Snapshot
+	conn         *nft.Conn
+	actual       *ruleset.Table
+	wiring       wiring
+	bridge       *nft.Conn // on a bridge
+	bridgeActual *ruleset.Table
+	bumps        int         // since the last sweep of stale stamps
+	port         uint16      // the last source port
+	since        int         // changes since conntrack was emptied
+	carried      []*exchange // from earlier snapshots
 }
 
 func newCourt(t testing.TB, kind lab.Kind) *court {
@@ -66,10 +69,20 @@ func newCourt(t testing.TB, kind lab.Kind) *court {
 				return err
 			}
 		}
+		if kind == lab.Bridge {
+			if c.bridge, err = nft.OpenBridge(tableName); err != nil {
+				return err
+			}
+		}
 		c.conn, err = nft.Open(tableName)
 		return err
 	}))
-	t.Cleanup(func() { c.conn.Close() })
+	t.Cleanup(func() {
+		c.conn.Close()
+		if c.bridge != nil {
+			c.bridge.Close()
+		}
+	})
 	c.must(c.conn.Claim())
 	return c
 }
@@ -192,7 +205,9 @@ func (c *court) enforce(s *inventory.Snapshot) {
 		c.forget()
 	}
 	c.place(s)
-	c.apply(c.compiler.Compile(c.resolver.Update(s), c.firstMark()))
+	inet, bridge := c.compile(c.compiler, c.resolver, s)
+	c.apply(inet)
+	c.applyBridge(bridge)
 }
 
 // firstMark is used where the table in force has no epoch of this mask.
@@ -255,8 +270,9 @@ func keep[T any](old, fresh []*T, head func(*T) *inventory.Head) {
 // judge has the three judges judge packets, in their order.
 func (c *court) judge(cells []*cell) {
 	probes := make([]lab.Probe, len(cells))
+	l := c.law()
 	for i, ce := range cells {
-		ce.ask(c.snapshot, c.options, c.actual)
+		ce.ask(c.snapshot, c.options, l)
 		probes[i] = ce.x.probe(ce.reply)
 	}
 	arrived, err := c.Probe(context.Background(), probes)
