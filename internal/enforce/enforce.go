@@ -93,7 +93,8 @@ type Enforcer struct {
 	held          map[netip.Addr]held
 	heldTold      map[netip.Addr]bool
 	waits         map[inventory.Key]time.Time
-	seen          map[string]bool // sandboxes and networks that are in force
+	outside       map[inventory.Key]time.Time // pods that may be gone, since when
+	seen          map[string]bool             // sandboxes and networks that are in force
 	latency       status.Latency
 	links         map[netip.Addr]gateway.PodLink
 	offloaded     map[string]string // interfaces in other programs' flow tables
@@ -216,7 +217,7 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 		case <-check.C:
 			e.check()
 			e.lookAtHeld()
-			if len(e.waits) > 0 {
+			if len(e.waits)+len(e.outside) > 0 {
 				e.update()
 			}
 		case <-r.timer.C:

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/gateway"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -54,13 +55,13 @@ func (e *Enforcer) lookAtPods() {
 		e.offloaded = offloaded
 	}
 	e.unenforceable = nil
-	interfaces := e.interfacesOf()
+	interfaces, outside := e.interfacesOf(), map[inventory.Key]time.Time{}
 	for _, p := range e.snapshot.Pods {
 		if !p.Enforceable() || p.Remote || leaving(p, interfaces) {
 			continue
 		}
 		for _, a := range p.Addresses {
-			if why := e.unenforceableBy(e.links[a]); why != "" {
+			if why := e.unenforceableBy(e.links[a]); why != "" && !e.mayBeGone(p, outside) {
 				e.unenforceable = append(e.unenforceable, status.Unenforceable{
 					Pod: p.Key.String(), Reason: fmt.Sprintf("%s: %s", a, why),
 				})
@@ -68,6 +69,25 @@ func (e *Enforcer) lookAtPods() {
 			}
 		}
 	}
+	e.outside = outside
+}
+
+// goneWithin is how long a kubelet, or an API, may list a pod that has gone.
+const goneWithin = 3 * time.Second
+
+// mayBeGone says that a pod which only a kubelet or an API tells of, where CNI
+// results tell of those that run, has been where it can't be enforced for a moment
+// only: its interface went before its entry in a list.
+func (e *Enforcer) mayBeGone(p *inventory.Pod, outside map[inventory.Key]time.Time) bool {
+	if len(p.Attachments) > 0 || p.Origin.Source == "directory" || !e.network().Present {
+		return false
+	}
+	since, ok := e.outside[p.Key]
+	if !ok {
+		since = time.Now()
+	}
+	outside[p.Key] = since
+	return time.Since(since) < goneWithin
 }
 
 // leaving says that a pod's CNI result names an interface that is gone: it is being
