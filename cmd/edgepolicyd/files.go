@@ -48,8 +48,8 @@ func readFiles(paths []string) ([]manifest.File, error) {
 }
 
 // snapshotOf merges what the files hold, as the daemon would without knowing a
-// gateway's own addresses.
-func snapshotOf(files []manifest.File, o *inventory.Options) (*inventory.Snapshot, []source.Problem) {
+// gateway's own addresses: before others, the directory's.
+func snapshotOf(files []manifest.File, o *inventory.Options, others ...source.Report) (*inventory.Snapshot, []source.Problem) {
 	report := source.Report{Source: directory.Name}
 	for _, f := range files {
 		for _, d := range f.Documents {
@@ -66,7 +66,7 @@ func snapshotOf(files []manifest.File, o *inventory.Options) (*inventory.Snapsho
 			}
 		}
 	}
-	return source.Merge([]source.Report{report}, nil, nil, o)
+	return source.Merge(append([]source.Report{report}, others...), nil, nil, o)
 }
 
 // diagnostics are all findings of decoding, in the order of the files.
@@ -88,7 +88,7 @@ func count(n int, what string) string {
 
 // valid reads files that must all be valid: what the daemon would fall back to
 // is not known here. What it would leave out is told as a warning.
-func (a *app) valid(paths []string, o *inventory.Options) (*inventory.Snapshot, error) {
+func (a *app) valid(paths []string, o *inventory.Options, others ...source.Report) (*inventory.Snapshot, error) {
 	files, err := readFiles(paths)
 	if err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func (a *app) valid(paths []string, o *inventory.Options) (*inventory.Snapshot, 
 	if len(errs) > 0 {
 		return nil, fmt.Errorf("%s in the files:\n%w", count(len(errs), "error"), errors.Join(errs...))
 	}
-	s, problems := snapshotOf(files, o)
+	s, problems := snapshotOf(files, o, others...)
 	for _, p := range problems {
 		fmt.Fprintf(a.stderr, "warning: %s: %s is left out: %s\n", p.Origin, p.Object, p.Reason)
 	}

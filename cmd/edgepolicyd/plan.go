@@ -12,6 +12,10 @@ import (
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/policy"
 	"edgepolicy.io/edgepolicyd/internal/ruleset"
+	"edgepolicy.io/edgepolicyd/internal/source"
+	"edgepolicy.io/edgepolicyd/internal/source/directory"
+	"edgepolicy.io/edgepolicyd/internal/state"
+	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
 func (a *app) planCommand() *cobra.Command {
@@ -47,12 +51,29 @@ func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) e
 		paths = []string{string(cfg.Sources.Directory.Path)}
 	}
 	o := cfg.Options()
-	s, err := a.valid(paths, &o)
+	compiler := ruleset.NewCompiler(string(cfg.Table), &o)
+	var client *status.Client
+	var others []source.Report
+	if diff {
+		if client, err = a.client(); err != nil {
+			return err
+		}
+		known, err := client.Known(ctx)
+		if err != nil {
+			return err
+		}
+		other, err := otherSources(known)
+		if err != nil {
+			return err
+		}
+		others, compiler.Interfaces = []source.Report{other}, known.Interfaces
+	}
+	s, err := a.valid(paths, &o, others...)
 	if err != nil {
 		return err
 	}
 	mark, _ := ruleset.Mark{Mask: o.MarkMask}.Next()
-	table := ruleset.NewCompiler(string(cfg.Table), &o).Compile(policy.NewResolver(&o).Update(s), mark)
+	table := compiler.Compile(policy.NewResolver(&o).Update(s), mark)
 	text, err := podPart(table, s, key)
 	if err != nil {
 		return err
@@ -60,15 +81,39 @@ func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) e
 	if !diff {
 		return a.printPlan(notIsolated(table, s, key, &o) + text)
 	}
-	client, err := a.client()
-	if err != nil {
-		return err
-	}
 	running, err := client.Table(ctx, pod)
 	if err != nil {
 		return err
 	}
 	return a.printPlan(ruleset.CompareText(running, text))
+}
+
+// otherSources is what the daemon knows but from the directory, whose place the files
+// take; and the addresses of pods that the directory describes and CNI results tell.
+func otherSources(known status.Known) (source.Report, error) {
+	all, err := state.Restore(known.Objects)
+	if err != nil {
+		return source.Report{}, fmt.Errorf("what the daemon knows can't be read: is it of the same version? %w", err)
+	}
+	written := func(o inventory.Origin) bool { return o.Source == directory.Name }
+	r := source.Report{Source: "daemon"}
+	for _, p := range all.Pods {
+		p.Remote = known.NodeName != "" && p.Node != "" && p.Node != known.NodeName && !written(p.Origin)
+		if !written(p.Origin) || p.UID != "" {
+			r.Objects.Pods = append(r.Objects.Pods, p)
+		}
+	}
+	for _, n := range all.Namespaces {
+		if !written(n.Origin) {
+			r.Objects.Namespaces = append(r.Objects.Namespaces, n)
+		}
+	}
+	for _, p := range all.Policies {
+		if !written(p.Origin) {
+			r.Objects.Policies = append(r.Objects.Policies, p)
+		}
+	}
+	return r, nil
 }
 
 func (a *app) printPlan(text string) error {

@@ -11,6 +11,7 @@ import (
 	"edgepolicy.io/edgepolicyd/internal/manifest"
 	"edgepolicy.io/edgepolicyd/internal/nft"
 	"edgepolicy.io/edgepolicyd/internal/ruleset"
+	"edgepolicy.io/edgepolicyd/internal/state"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
@@ -19,7 +20,9 @@ type published struct {
 	status   status.Status
 	snapshot *inventory.Snapshot
 	table    *ruleset.Table // what the kernel holds, nil if that is nothing
-	holds    bool           // and that is not what the snapshot gives
+	// interfaces are those that the table is about.
+	interfaces ruleset.Interfaces
+	holds      bool // and that is not what the snapshot gives
 }
 
 // version is the content of a policy and when it came into force.
@@ -67,7 +70,7 @@ func (e *Enforcer) publish() {
 	e.publishSources(&s)
 	s.Health, s.Reasons = e.health(&s)
 	e.tell(&s)
-	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual, holds: e.holds})
+	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual, interfaces: e.compiler.Interfaces, holds: e.holds})
 }
 
 // tell logs what is new since the last time: each problem and warning once, and
@@ -292,6 +295,17 @@ func (e *Enforcer) Snapshot() (*inventory.Snapshot, inventory.Options, error) {
 		o.NeverIsolate = append(o.NeverIsolate, inventory.Key{Namespace: namespace, Name: name})
 	}
 	return p.snapshot, o, nil
+}
+
+// Known gives what all sources together know.
+func (e *Enforcer) Known() status.Known {
+	p := e.published.Load()
+	s := p.snapshot
+	return status.Known{
+		NodeName:   e.cfg.NodeName,
+		Objects:    state.List(inventory.Objects{Pods: s.Pods, Namespaces: s.Namespaces, Policies: s.Policies}),
+		Interfaces: p.interfaces,
+	}
 }
 
 // Table gives the table in force as nft text, or one pod's part of it.

@@ -37,7 +37,7 @@ type State struct {
 type Saved struct {
 	Boot    string
 	Ranges  []netip.Prefix
-	sources map[string][]object
+	sources map[string][]Object
 }
 
 // Boot names the boot of the machine that is running: boot_id of random(4). Empty if
@@ -66,8 +66,9 @@ var ErrDamaged = errors.New("damaged")
 // the daemon.
 var ErrNewer = errors.New("written by a later version of edgepolicyd")
 
-// object is one object in the file.
-type object struct {
+// Object is one object as it is saved, and as the daemon gives it to the command
+// line.
+type Object struct {
 	Kind   inventory.Kind   `json:"kind"`
 	Origin inventory.Origin `json:"origin"`
 	Object json.RawMessage  `json:"object"` // inventory.Head.JSON
@@ -77,10 +78,38 @@ type object struct {
 type body struct {
 	Boot    string              `json:"boot,omitempty"`
 	Ranges  []netip.Prefix      `json:"ranges,omitempty"`
-	Sources map[string][]object `json:"sources"`
+	Sources map[string][]Object `json:"sources"`
 }
 
 const magic = "edgepolicyd-state"
+
+// List makes what Restore reads.
+func List(o inventory.Objects) []Object {
+	list := make([]Object, 0, len(o.Namespaces)+len(o.Pods)+len(o.Policies))
+	for _, n := range o.Namespaces {
+		list = append(list, Object{inventory.KindNamespace, n.Origin, n.JSON})
+	}
+	for _, p := range o.Pods {
+		list = append(list, Object{inventory.KindPod, p.Origin, p.JSON})
+	}
+	for _, p := range o.Policies {
+		list = append(list, Object{inventory.KindPolicy, p.Origin, p.JSON})
+	}
+	return list
+}
+
+// Restore decodes and validates objects. The error names those that are left out,
+// as they are not valid any more: a later daemon may validate more strictly.
+func Restore(list []Object) (inventory.Objects, error) {
+	var objects inventory.Objects
+	var errs []error
+	for _, o := range list {
+		if err := o.add(&objects); err != nil {
+			errs = append(errs, fmt.Errorf("saved %s of %s is left out: %w", o.Kind, o.Origin, err))
+		}
+	}
+	return objects, errors.Join(errs...)
+}
 
 // encode makes the content of the file. The first line is
 //
@@ -89,19 +118,9 @@ const magic = "edgepolicyd-state"
 // where the checksum is that of "edgepolicyd-state VERSION\n" and all that
 // follows the first line: a damaged version number is not a later version.
 func encode(s State) ([]byte, error) {
-	b := body{Boot: s.Boot, Ranges: s.Ranges, Sources: map[string][]object{}}
+	b := body{Boot: s.Boot, Ranges: s.Ranges, Sources: map[string][]Object{}}
 	for name, o := range s.Sources {
-		list := make([]object, 0, len(o.Namespaces)+len(o.Pods)+len(o.Policies))
-		for _, n := range o.Namespaces {
-			list = append(list, object{inventory.KindNamespace, n.Origin, n.JSON})
-		}
-		for _, p := range o.Pods {
-			list = append(list, object{inventory.KindPod, p.Origin, p.JSON})
-		}
-		for _, p := range o.Policies {
-			list = append(list, object{inventory.KindPolicy, p.Origin, p.JSON})
-		}
-		b.Sources[name] = list
+		b.Sources[name] = List(o)
 	}
 	payload, err := json.Marshal(b)
 	if err != nil {
@@ -152,32 +171,26 @@ func decode(data []byte) (Saved, error) {
 // Empty says that nothing was saved, or nothing of it is sound.
 func (s Saved) Empty() bool { return len(s.sources) == 0 }
 
-// Objects gives what a source knew last. Addresses of pods that were known in
-// another boot are left out, as others can have them by now; but a directory's are
-// the operator's word. The error names the objects that are
-// left out, as they are not valid any more: a later daemon may validate more
-// strictly.
+// Objects gives what a source knew last; see Restore for the error. Addresses of
+// pods that were known in another boot are left out, as others can have them by now;
+// but a directory's are the operator's word.
 func (s Saved) Objects(source string) (inventory.Objects, error) {
-	var objects inventory.Objects
-	var errs []error
-	stale := source != "directory" && (s.Boot == "" || s.Boot != Boot())
-	for _, o := range s.sources[source] {
-		if err := o.add(&objects); err != nil {
-			errs = append(errs, fmt.Errorf("saved %s of %s is left out: %w", o.Kind, o.Origin, err))
-		}
+	objects, err := Restore(s.sources[source])
+	if source == "directory" || s.Boot != "" && s.Boot == Boot() {
+		return objects, err
 	}
 	for _, p := range objects.Pods {
-		if stale && len(p.Addresses) > 0 {
+		if len(p.Addresses) > 0 {
 			p.Addresses = nil // nobody has seen the pod yet
 			p.JSON = manifest.PodJSON(p)
 		}
 	}
-	return objects, errors.Join(errs...)
+	return objects, err
 }
 
 // add decodes and validates the object and appends it to those of its source.
 // Its origin is what was saved, not its place in the state file.
-func (o *object) add(to *inventory.Objects) error {
+func (o *Object) add(to *inventory.Objects) error {
 	f := manifest.Decode(o.Origin.Source, o.Origin.File, o.Object)
 	if len(f.Documents) != 1 || !f.Documents[0].Valid || f.Documents[0].Kind != o.Kind {
 		for _, d := range f.Diagnostics {

@@ -71,6 +71,13 @@ func (c *Client) Matrix(ctx context.Context, r policy.MatrixRequest) ([]policy.C
 	return cells, err
 }
 
+// Known asks for what all sources together know.
+func (c *Client) Known(ctx context.Context) (Known, error) {
+	var k Known
+	err := c.call(ctx, answerTime, http.MethodGet, "/v1/known", nil, &k)
+	return k, err
+}
+
 // Table asks for the table as nft text: the whole (""), or the part of the pod
 // "namespace/name".
 func (c *Client) Table(ctx context.Context, pod string) (string, error) {

@@ -187,6 +187,7 @@ func routes(d Daemon) http.Handler {
 		answer(w, struct{}{})
 	})
 	mux.HandleFunc("POST /v1/matrix", func(w http.ResponseWriter, r *http.Request) { matrix(w, r, d) })
+	mux.HandleFunc("GET /v1/known", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Known()) })
 	mux.HandleFunc("GET /v1/table", func(w http.ResponseWriter, r *http.Request) {
 		text, err := d.Table(r.URL.Query().Get("pod"))
 		if err != nil {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+	"edgepolicy.io/edgepolicyd/internal/state"
 )
 
 // Version is that of the protocol: the paths and the JSON below.
@@ -138,6 +140,14 @@ type ReloadResult struct {
 	Reasons    []string `json:"reasons"`
 }
 
+// Known is what all sources together know, for those who ask what a change would
+// do.
+type Known struct {
+	NodeName   string             `json:"nodeName"` // pods of other nodes are peers only
+	Objects    []state.Object     `json:"objects"`
+	Interfaces ruleset.Interfaces `json:"interfaces"`
+}
+
 // Daemon is what the server asks. Its methods are called by several goroutines
 // at once.
 type Daemon interface {
@@ -149,6 +159,8 @@ type Daemon interface {
 	// Snapshot gives what is known, and the options it is judged by; an error if
 	// it is not enforced.
 	Snapshot() (*inventory.Snapshot, inventory.Options, error)
+	// Known gives what is known of all sources.
+	Known() Known
 	// Table gives the table as nft text: the whole, or the part of the pod
 	// "namespace/name".
 	Table(pod string) (string, error)

@@ -57,6 +57,8 @@ func (f *fake) Snapshot() (*inventory.Snapshot, inventory.Options, error) {
 	return &inventory.Snapshot{Pods: []*inventory.Pod{pod("a", "10.0.0.1"), pod("b", "10.0.0.2")}}, inventory.DefaultOptions(), nil
 }
 
+func (f *fake) Known() Known { return Known{} }
+
 func (f *fake) Table(pod string) (string, error) {
 	if pod == "default/none" {
 		return "", errors.New("no pod default/none")
