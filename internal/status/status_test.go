@@ -360,6 +360,7 @@ func TestStatusJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"version":1,"health":"degraded","reasons":["a.yaml:3: rejected"],"daemonVersion":"","started":"2026-01-02T03:04:05Z","generation":7,"table":"edgepolicyd","tablePresent":true,"pods":2,"isolatedPods":1,"namespaces":0,` +
+		`"offline":false,"hold":{"on":false,"ranges":null,"packets":0,"addresses":null,"latency":{"pods":0,"lastMilliseconds":0.000,"mostMilliseconds":0.000}},` +
 		`"policies":[{"name":"default/web","source":"","file":"/etc/edgepolicy.d/a.yaml:1","since":"2026-01-02T03:04:05Z","pods":0}],` +
 		`"sources":[{"name":"directory","error":"gone"}],` +
 		`"rejected":[{"object":"NetworkPolicy default/web","reason":"bad","kept":true}],` +
