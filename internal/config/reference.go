@@ -31,7 +31,7 @@ var keys = []Entry{
 	{Key: "sources.api.server", Meaning: "Or the URL of an API on the gateway that asks for no credentials."},
 	{Key: "sources.api.pods", Meaning: "Which pods are read from the API: node, those of this gateway, or all, so that selectors reach the pods of other nodes too. Policies are enforced upon this gateway's pods alone."},
 	{Key: "nodeName", Meaning: "The gateway's name as a Kubernetes node. Without it: the kubelet's, else the deviceID in /userdata/edge_gw_config/identity.json, else the host name."},
-	{Key: "podRanges", Meaning: "Ranges that pods get their addresses from, beside those of the CNI configuration. One that holds a next hop, or an address of the gateway on an interface that carries no pods, is refused."},
+	{Key: "podRanges", Meaning: "Ranges that pods get their addresses from, beside those of the CNI configuration and of the bridges that carry pods. One that holds a next hop, or an address of the gateway on an interface that carries no pods, is refused."},
 	{Key: "holdUnknownPods", Meaning: "Whether an address of the pod ranges that is not known yet can neither send nor be reached through the gateway, nor reach the gateway, until it is known: on, off, or auto, which is on where CNI results tell addresses within milliseconds. With off there is a gap between a pod's first packet and the moment at which it is known."},
 	{Key: "stateDir", Meaning: "Directory in which the last good input is kept, so that it is enforced after a restart before anything else is read."},
 	{Key: "socket", Meaning: "Unix socket on which the daemon answers the other commands (status, reload, flush)."},

@@ -50,7 +50,7 @@ func (e *Enforcer) wire() {
 	}
 	e.ranges, e.refusedRanges = nil, nil
 	if w.out.Hold {
-		e.chooseRanges(append(slices.Clone(e.cfg.PodRanges), n.Ranges...), w.interfaces)
+		e.chooseRanges(slices.Concat(e.cfg.PodRanges, n.Ranges, w.subnets()), w.interfaces)
 		w.out.Ranges = policy.Ranges(e.ranges, append(remote(e.snapshot), e.own...))
 	}
 	for _, list := range []*[]string{&w.out.Pods, &w.out.Others, &w.out.Ports, &w.out.Checked} {
@@ -150,6 +150,21 @@ func (w *wiring) carry() {
 	}
 }
 
+// subnets are those of the gateway's addresses on bridges that carry pods: plugins
+// such as flannel's take their ranges from elsewhere than the CNI configuration.
+func (w *wiring) subnets() (list []netip.Prefix) {
+	for name := range w.bridges {
+		if b := w.interfaces[name]; b.Pods {
+			for _, a := range b.Addresses {
+				if !a.Addr().IsLinkLocalUnicast() && !a.IsSingleIP() {
+					list = append(list, a.Masked())
+				}
+			}
+		}
+	}
+	return list
+}
+
 // routed goes through the pods that are known on a bridge by their routes alone:
 // they may send from any port that is not known to be another's, and only tags are
 // dropped there.
@@ -201,8 +216,9 @@ func (e *Enforcer) refuseRange(r netip.Prefix, interfaces map[string]gateway.Int
 	for _, name := range slices.Sorted(maps.Keys(interfaces)) {
 		i := interfaces[name]
 		for _, a := range i.Addresses {
-			if !i.Pods && r.Contains(a) {
-				return fmt.Sprintf("it holds %s, an address of the gateway on %s, which carries no pods", a, name)
+			// A single address is no LAN: flannel gives its tunnel one of the range.
+			if !i.Pods && r.Contains(a.Addr()) && !a.IsSingleIP() {
+				return fmt.Sprintf("it holds %s, an address of the gateway on %s, which carries no pods", a.Addr(), name)
 			}
 		}
 	}

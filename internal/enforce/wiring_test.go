@@ -48,17 +48,18 @@ func gatewayWith(t *testing.T, hold string, n source.Network, pods ...*inventory
 	e.own = addrs("127.0.0.1", "192.168.1.2", "10.42.0.1")
 	e.nextHops = addrs("192.168.1.1")
 	e.interfaces = map[string]gateway.Interface{
-		"lo":    {Name: "lo", Addresses: addrs("127.0.0.1")},
-		"eth0":  {Name: "eth0", Addresses: addrs("192.168.1.2")},
-		"cni0":  {Name: "cni0", Kind: "bridge", Pods: true, Ports: []string{"v1", "v2", "v3"}, Addresses: addrs("10.42.0.1")},
-		"br0":   {Name: "br0", Kind: "bridge", Ports: []string{"eth1", "v9"}},
-		"eth1":  {Name: "eth1", Bridge: "br0"},
-		"v1":    {Name: "v1", Kind: "veth", Bridge: "cni0"},
-		"v2":    {Name: "v2", Kind: "veth", Bridge: "cni0"},
-		"v3":    {Name: "v3", Kind: "veth", Bridge: "cni0"},
-		"v9":    {Name: "v9", Kind: "veth", Bridge: "br0"},
-		"cali1": {Name: "cali1", Kind: "veth", Pods: true},
-		"new":   {Name: "new", Kind: "veth", Pods: true},
+		"lo":        {Name: "lo", Addresses: prefixes("127.0.0.1/8")},
+		"eth0":      {Name: "eth0", Addresses: prefixes("192.168.1.2/24")},
+		"cni0":      {Name: "cni0", Kind: "bridge", Pods: true, Ports: []string{"v1", "v2", "v3"}, Addresses: prefixes("10.42.0.1/24", "fe80::1/64")},
+		"flannel.1": {Name: "flannel.1", Kind: "vxlan", Addresses: prefixes("10.42.0.0/32")},
+		"br0":       {Name: "br0", Kind: "bridge", Ports: []string{"eth1", "v9"}},
+		"eth1":      {Name: "eth1", Bridge: "br0"},
+		"v1":        {Name: "v1", Kind: "veth", Bridge: "cni0"},
+		"v2":        {Name: "v2", Kind: "veth", Bridge: "cni0"},
+		"v3":        {Name: "v3", Kind: "veth", Bridge: "cni0"},
+		"v9":        {Name: "v9", Kind: "veth", Bridge: "br0"},
+		"cali1":     {Name: "cali1", Kind: "veth", Pods: true},
+		"new":       {Name: "new", Kind: "veth", Pods: true},
 	}
 	e.links = map[netip.Addr]gateway.PodLink{
 		netip.MustParseAddr("10.42.0.7"): {Interface: "cni0", Kind: "bridge", Bridge: true, Ports: []string{"v1", "v2", "v3"}},
@@ -94,7 +95,7 @@ func TestWiring(t *testing.T) {
 		"ports":   {fmt.Sprint(i.Ports), "[v1 v2 v3 v9]"},
 		"checked": {fmt.Sprint(i.Checked), "[v1 v2 v3 v9]"},
 		"by port": {text(i.PortSources), "v1=10.42.0.5 v1=fd42::5 v2=10.42.0.7 v3=10.42.0.7 v9=192.168.1.77"},
-		"others":  {fmt.Sprint(i.Others), "[br0 eth0 eth1 lo v9]"},
+		"others":  {fmt.Sprint(i.Others), "[br0 eth0 eth1 flannel.1 lo v9]"},
 		"ranges":  {fmt.Sprint(i.Ranges), "[{10.42.0.0 10.42.0.0} {10.42.0.2 10.42.0.255}]"},
 	} {
 		if got[0] != got[1] {
@@ -107,6 +108,9 @@ func TestWiring(t *testing.T) {
 	}
 	// The CNI configuration tells the bridge before the first pod is there.
 	early := gatewayWith(t, "auto", source.Network{Bridges: []string{"cni0", "cni9", "br0"}}).compiler.Interfaces
+	if got := fmt.Sprint(early.Ranges); got != "[{10.42.0.0 10.42.0.0} {10.42.0.2 10.42.0.255}]" {
+		t.Errorf("the bridge's subnet is the pods': %s", got)
+	}
 	if fmt.Sprint(early.Pods) != "[cni0]" || fmt.Sprint(early.Ports) != "[v1 v2 v3]" {
 		t.Errorf("before the first pod: %+v", early)
 	}

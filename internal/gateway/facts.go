@@ -55,12 +55,13 @@ func sorted(a []netip.Addr) []netip.Addr {
 
 func ownAddresses(c *netlink.Conn) ([]netip.Addr, error) {
 	var own []netip.Addr
-	err := eachAddress(c, func(_ int, a netip.Addr) { own = append(own, a) })
+	err := eachAddress(c, func(_ int, a netip.Prefix) { own = append(own, a.Addr()) })
 	return sorted(own), err
 }
 
-// eachAddress visits the gateway's addresses with the index of their interface.
-func eachAddress(c *netlink.Conn, visit func(index int, a netip.Addr)) error {
+// eachAddress visits the gateway's addresses, each with the length of its subnet's
+// prefix and the index of its interface.
+func eachAddress(c *netlink.Conn, visit func(index int, a netip.Prefix)) error {
 	msgs, err := dump(c, unix.RTM_GETADDR, make([]byte, unix.SizeofIfAddrmsg))
 	if err != nil {
 		return err
@@ -82,7 +83,7 @@ func eachAddress(c *netlink.Conn, visit func(index int, a netip.Addr)) error {
 			local = address
 		}
 		if local.IsValid() {
-			visit(int(binary.NativeEndian.Uint32(m.Data[4:])), local)
+			visit(int(binary.NativeEndian.Uint32(m.Data[4:])), netip.PrefixFrom(local, int(m.Data[1])))
 		}
 	}
 	return nil

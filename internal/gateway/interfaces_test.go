@@ -40,7 +40,7 @@ func TestInterfaces(t *testing.T) {
 			t.Errorf("%s: %+v, want pods %v", name, i, pods)
 		}
 	}
-	if i := all["cni0"]; i.Kind != "bridge" || len(i.Ports) != 1 || all[i.Ports[0]].Bridge != "cni0" || !slices.Contains(i.Addresses, netip.MustParseAddr("10.42.0.1")) {
+	if i := all["cni0"]; i.Kind != "bridge" || len(i.Ports) != 1 || all[i.Ports[0]].Bridge != "cni0" || !slices.Contains(i.Addresses, netip.MustParsePrefix("10.42.0.1/24")) {
 		t.Errorf("cni0: %+v", i)
 	}
 	if got := fmt.Sprint(all["lan"].Ports); got != "[mac0 port]" {

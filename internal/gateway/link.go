@@ -91,8 +91,8 @@ type Interface struct {
 	// a network namespace, a bridge without ports, or such an end that is no bridge's
 	// port; and no default route leaves by it.
 	Pods      bool
-	Ports     []string     // of a bridge, sorted
-	Addresses []netip.Addr // the gateway's own on it
+	Ports     []string       // of a bridge, sorted
+	Addresses []netip.Prefix // the gateway's own on it, with the length of the subnet's prefix, not masked
 }
 
 // Interfaces lists the gateway's interfaces by name.
@@ -115,8 +115,8 @@ func Interfaces(ctx context.Context) (map[string]Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the gateway's interfaces: %w", err)
 	}
-	addresses := map[int][]netip.Addr{}
-	if err := eachAddress(c, func(index int, a netip.Addr) { addresses[index] = append(addresses[index], a) }); err != nil {
+	addresses := map[int][]netip.Prefix{}
+	if err := eachAddress(c, func(index int, a netip.Prefix) { addresses[index] = append(addresses[index], a) }); err != nil {
 		return nil, fmt.Errorf("read the gateway's addresses: %w", err)
 	}
 	all := make(map[string]Interface, len(known))
