@@ -16,7 +16,7 @@ import (
 type wiring struct {
 	known bool // by CNI results
 	hold  bool
-	some  bool // a third of the pods has none
+	some  bool // a third of the pods has none, and ports without pods are too new to be known
 }
 
 // wirings take turns from seed to seed.
@@ -83,7 +83,9 @@ func (c *court) interfaces(s *inventory.Snapshot) (i ruleset.Interfaces) {
 	}
 	i.Pods, i.Checked = []string{lab.BridgeName}, slices.Sorted(maps.Keys(owned))
 	for _, n := range c.pods {
-		i.Ports = append(i.Ports, n.HostInterface)
+		if !c.wiring.some || slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return s.PodAt(a) != nil }) {
+			i.Ports = append(i.Ports, n.HostInterface)
+		}
 	}
 	slices.Sort(i.Ports)
 	if i.Hold {
@@ -109,6 +111,7 @@ func (c *court) interfaces(s *inventory.Snapshot) (i ruleset.Interfaces) {
 type law struct {
 	inet   *ruleset.Table
 	bridge *ruleset.Table                 // of the bridge family, nil for none
+	ports  []string                       // of the bridge, that are known, if all are checked
 	port   func(netip.Addr) string        // nil: nobody asks for interfaces
 	kind   lab.Kind                       // of what pods hang on
 	wiring wiring                         // of which the tables know
@@ -122,6 +125,9 @@ func (c *court) law() law {
 		return l
 	}
 	for _, p := range c.snapshot.Pods {
+		if c.wiring.hold && p.Enforceable() {
+			l.ports = append(l.ports, c.end(p.Addresses[0]))
+		}
 		if c.wiring.attached(p) {
 			own := map[netip.Addr]bool{}
 			for _, a := range p.Addresses {
@@ -176,6 +182,7 @@ func (l *law) held(s *inventory.Snapshot, p ruleset.Packet, port string) bool {
 	if !l.wiring.known || p.Hook == "output" {
 		return false
 	}
+	between := l.kind == lab.Bridge && port != lab.UplinkName && p.Hook == "forward" && l.port(p.Destination) != lab.UplinkName
 	unknown := func(a netip.Addr) bool {
 		return (range4.Contains(a) || range6.Contains(a)) && s.PodAt(a) == nil && !slices.Contains(s.Gateway, a)
 	}
@@ -184,19 +191,19 @@ func (l *law) held(s *inventory.Snapshot, p ruleset.Packet, port string) bool {
 	answer := p.Hook == "input" && p.Reply // to what the gateway asked (S24)
 	switch {
 	case own != nil && !own[p.Source]: // an attached pod that sends as somebody else
-		between := onBridge && p.Hook == "forward" && l.port(p.Destination) != lab.UplinkName
 		if pod != nil || isLocal(p.Source) || l.wiring.hold || between {
 			return true
 		}
 	case own == nil && onBridge && l.wiring.hold && !answer: // a port that nobody knows
-		if pod == nil || l.wiring.attached(pod) {
+		fresh := l.wiring.some && !slices.Contains(l.ports, port)
+		if pod == nil || l.wiring.attached(pod) && !fresh || between && fresh {
 			return true
 		}
 	}
-	if p.Hook == "forward" && isLocal(p.Destination) {
+	if p.Hook == "forward" && (isLocal(p.Destination) || onBridge && isLocal(p.Source)) {
 		return true
 	}
-	return l.wiring.hold && !answer && (unknown(p.Source) || p.Hook == "forward" && unknown(p.Destination))
+	return l.wiring.hold && !answer && (port != lab.UplinkName && unknown(p.Source) || p.Hook == "forward" && unknown(p.Destination))
 }
 
 // isLocal says whether an address belongs to a link, not to a pod.
