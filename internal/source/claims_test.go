@@ -75,6 +75,15 @@ func TestTheNewerSandboxHasTheAddress(t *testing.T) {
 		"problem: Pod b/y of kubelet: its address 192.0.2.254 is the next hop of a route: such an address is never a pod's")
 }
 
+// The operator's word is before the newest sandbox.
+func TestTheDirectorysAddressesOfWhatRuns(t *testing.T) {
+	hand := report("directory", known("directory", "b/y app=y ip=10.0.0.1"))
+	cni := report("cni", sandbox("a/x", "S2 at=2s uid=x ip=10.0.0.1,10.0.0.2"), sandbox("b/y", "S1 at=1s uid=y ip=10.0.0.1"))
+	expect(t, "an older sandbox, by hand", merge(&Merger{}, hand, cni),
+		"a/x from cni uid=x labels= ips=[10.0.0.2] phase= sandbox=S2", "b/y from directory uid=y labels=app=y ips=[10.0.0.1] phase= sandbox=S1",
+		"problem: Pod a/x of cni: its address 10.0.0.1 belongs to pod b/y (directory)")
+}
+
 // S33 holds for what every source says.
 func TestNeverAPodWhateverTheSource(t *testing.T) {
 	for _, address := range []string{"192.0.2.1", "192.0.2.254", "127.0.0.1", "224.0.0.9", "255.255.255.255", "0.0.0.0"} {

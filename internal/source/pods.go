@@ -21,7 +21,7 @@ type description struct {
 	policies []*inventory.Policy // that it carries; of one that is not listed any more
 }
 
-// life is an attachment with those who describe it, by precedence.
+// life is an attachment with those who describe it.
 type life struct {
 	*inventory.Attachment
 	described []description
@@ -150,7 +150,6 @@ func (g *merging) describe(a *inventory.Attachment, others []description) []desc
 			all = append(all, d)
 		}
 	}
-	slices.SortStableFunc(all, func(a, b description) int { return cmp.Compare(a.rank, b.rank) })
 	if g.memory[a.Sandbox] == nil {
 		for _, d := range all {
 			if d.byHand() {

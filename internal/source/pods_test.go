@@ -290,6 +290,7 @@ func TestWhatRunsKeepsItsDescription(t *testing.T) {
 	expect(t, "and runs", merge(&m, report("cni", sandbox("a/x", "S2 uid=V ip=10.0.0.2")), next),
 		"a/x from kubelet uid=V labels=app=next ips=[10.0.0.2] phase=Pending sandbox=S2",
 		"policy a/x.deny from kubelet, annotation of pod a/x", "policy a/x.other from kubelet, annotation of pod a/x")
+	expect(t, "nobody but the API describes it", merge(&Merger{Wait: true}, cni, next, mirror), "a/x from api uid=U labels=app=mirror ips=[10.0.0.1] phase=Running sandbox=S1")
 	// What the operator says meanwhile, and takes back.
 	m = Merger{Wait: true}
 	merge(&m, cni, listed)
@@ -364,6 +365,13 @@ func TestTwoSandboxes(t *testing.T) {
 	merge(&m, report("cni", sandbox("a/x", one)), report("kubelet", old))
 	expect(t, "the second is described, and the first still runs", merge(&m, report("cni", sandbox("a/x", one, two)), report("kubelet", fresh)),
 		"a/x from kubelet uid=new labels=app=new ips=[10.0.0.1 10.0.0.2] phase= sandbox=S1 sandbox=S2")
+	m = Merger{Wait: true}
+	late := "S1 at=9s uid=old ip=10.0.0.1" // the clock was set back since
+	merge(&m, report("cni", sandbox("a/x", late)), report("kubelet", old))
+	expect(t, "who is listed is of the present", merge(&m, report("cni", sandbox("a/x", late, two)), report("kubelet", fresh)),
+		"a/x from kubelet uid=new labels=app=new ips=[10.0.0.1 10.0.0.2] phase= sandbox=S1 sandbox=S2")
+	expect(t, "both are listed", merge(&Merger{Wait: true}, report("cni", sandbox("a/x", two, "S9 at=1s uid=old ip=10.0.0.1")), report("kubelet", old), report("api", known("api", "a/x uid=new app=api"))),
+		"a/x from api uid=old labels=app=api ips=[10.0.0.1 10.0.0.2] phase= sandbox=S2 sandbox=S9")
 	again := sandbox("a/x", one, "S2 at=2s uid=old ip=10.0.0.2")
 	expect(t, "a second sandbox of one life", merge(&Merger{Wait: true}, report("cni", again), report("kubelet", old)),
 		"a/x from kubelet uid=old labels=app=old ips=[10.0.0.1 10.0.0.2] phase= sandbox=S1 sandbox=S2")
