@@ -65,7 +65,7 @@ func newEdge(b *testing.B, count int) *edge {
 	}
 	e.kubelet.Serve(e.listen(kubeletAddress))
 	b.Cleanup(e.kubelet.Close)
-	e.list(count)
+	e.list(count, 0)
 	return e
 }
 
@@ -104,13 +104,18 @@ func (e *edge) addPod(i int) {
 	e.pods = append(e.pods, n)
 }
 
-// list has the kubelet list the first pods, each as large as real ones are.
-func (e *edge) list(count int) {
+// list has the kubelet list the first pods, each as large as real ones are; the
+// last ones do not have their addresses yet.
+func (e *edge) list(count, without int) {
 	var list []stub.Pod
 	for i := range count {
-		a := podAddresses(i)
-		list = append(list, stub.Pod{Namespace: podNamespace(i), Name: podName(i), Labels: map[string]string{"app": podApp(i)},
-			Annotations: map[string]string{"example.com/notes": strings.Repeat("about this pod ", 80)}, IPs: []string{a[0].String(), a[1].String()}})
+		p := stub.Pod{Namespace: podNamespace(i), Name: podName(i), Labels: map[string]string{"app": podApp(i)},
+			Annotations: map[string]string{"example.com/notes": strings.Repeat("about this pod ", 80)}, Phase: "Pending"}
+		if i < count-without {
+			a := podAddresses(i)
+			p.Phase, p.IPs = "Running", []string{a[0].String(), a[1].String()}
+		}
+		list = append(list, p)
 	}
 	e.kubelet.SetPods(list...)
 }
@@ -197,18 +202,21 @@ func (e *edge) daemon(cni bool, sources string) *daemon.Daemon {
 	return d
 }
 
-// policyFiles writes all policies, namespaces and, without another source of their
-// labels, pods into the directory.
-func (e *edge) policyFiles(d *daemon.Daemon, pods int) {
+// policyFiles writes all policies, namespaces and pods into the directory: pods
+// without addresses, which CNI tells, unless all is said.
+func (e *edge) policyFiles(d *daemon.Daemon, pods int, all bool) {
 	e.b.Helper()
 	var text strings.Builder
 	for i := range namespaces {
 		fmt.Fprintf(&text, "{apiVersion: v1, kind: Namespace, metadata: {name: ns-%03d, labels: {team: team-%d}}}\n---\n", i, i%10)
 	}
 	for i := range pods {
-		a := podAddresses(i)
-		fmt.Fprintf(&text, "{apiVersion: v1, kind: Pod, metadata: {namespace: %s, name: %s, labels: {app: %s}}, status: {podIPs: [{ip: %s}, {ip: \"%s\"}]}}\n---\n",
-			podNamespace(i), podName(i), podApp(i), a[0], a[1])
+		status := "{}"
+		if a := podAddresses(i); all {
+			status = fmt.Sprintf("{podIPs: [{ip: %s}, {ip: \"%s\"}]}", a[0], a[1])
+		}
+		fmt.Fprintf(&text, "{apiVersion: v1, kind: Pod, metadata: {namespace: %s, name: %s, labels: {app: %s}}, status: %s}\n---\n",
+			podNamespace(i), podName(i), podApp(i), status)
 	}
 	e.must(os.WriteFile(filepath.Join(d.Dir, "others.yaml"), []byte(text.String()), 0o644))
 	for i := range policies {

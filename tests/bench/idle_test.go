@@ -15,7 +15,7 @@ func BenchmarkIdle(b *testing.B) {
 	e.attach(pods)
 	e.putAll(pods)
 	e.serveAPI()
-	inFiles := func(pods int) func(*daemon.Daemon) { return func(d *daemon.Daemon) { e.policyFiles(d, pods) } }
+	inFiles := func(pods int) func(*daemon.Daemon) { return func(d *daemon.Daemon) { e.policyFiles(d, pods, true) } }
 	nothing := func(*daemon.Daemon) {}
 	for _, mode := range []struct {
 		name    string
