@@ -59,8 +59,8 @@ spec:
 `, i, i%50, (i+1+i/50)%50, port+i%7, i%256)
 }
 
-// gateway makes a lab and a daemon with the large gateway's files.
-func gateway(b *testing.B) *daemon.Daemon {
+// largeGateway makes a lab and a daemon with the large gateway's files.
+func largeGateway(b *testing.B) *daemon.Daemon {
 	b.Helper()
 	l := lab.ForTest(b, lab.Topology{Kind: lab.Bridge})
 	d, err := daemon.New(l, b.TempDir(), "")
@@ -106,7 +106,7 @@ func BenchmarkBinarySize(b *testing.B) {
 // BenchmarkResidentMemory reports what the daemon has resident some seconds after
 // its start, and at most since then.
 func BenchmarkResidentMemory(b *testing.B) {
-	d := gateway(b)
+	d := largeGateway(b)
 	if err := d.Start(); err != nil {
 		b.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func statusField(b *testing.B, pid int, field string) float64 {
 func BenchmarkStart(b *testing.B) {
 	for _, adopt := range []bool{false, true} {
 		b.Run(map[bool]string{false: "empty-kernel", true: "adopting"}[adopt], func(b *testing.B) {
-			d := gateway(b)
+			d := largeGateway(b)
 			for b.Loop() {
 				if err := d.Start(); err != nil {
 					b.Fatal(err)
