@@ -3,7 +3,6 @@ package enforce
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"math/bits"
 	"slices"
 	"time"
@@ -295,24 +294,15 @@ func (e *Enforcer) save() {
 	e.toSave <- s
 }
 
-// writeEvery bounds how often the state is written: flash wears out. A change of
-// pods alone waits longer, as they are known again as soon as they run.
-const (
-	writeEvery     = 5 * time.Second
-	writePodsEvery = time.Minute
-)
+// writeEvery bounds how often the state is written: flash wears out.
+const writeEvery = 5 * time.Second
 
 // writeState writes what save hands over until the channel is closed: at once after
 // a quiet time, else what is newest when the time comes.
 func (e *Enforcer) writeState() {
-	var written state.State
 	var last time.Time
 	for s := range e.toSave {
 		for wait := true; wait; {
-			pause := writeEvery
-			if onlyPodsDiffer(written, s) {
-				pause = writePodsEvery
-			}
 			select {
 			case newer, open := <-e.toSave:
 				if !open {
@@ -320,22 +310,14 @@ func (e *Enforcer) writeState() {
 					return
 				}
 				s = newer
-			case <-time.After(time.Until(last.Add(pause))):
+			case <-time.After(time.Until(last.Add(writeEvery))):
 				wait = false
 			}
 		}
 		if e.write(s) {
 			last = time.Now()
 		}
-		written = s
 	}
-}
-
-// onlyPodsDiffer says whether two states have the same policies and namespaces.
-func onlyPodsDiffer(a, b state.State) bool {
-	return maps.EqualFunc(a.Sources, b.Sources, func(x, y inventory.Objects) bool {
-		return slices.Equal(x.Policies, y.Policies) && slices.Equal(x.Namespaces, y.Namespaces)
-	})
 }
 
 // write saves a state and says whether the disk was written to.

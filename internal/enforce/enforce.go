@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -208,9 +209,12 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 				e.poke(report.Source)
 			}
 		case <-facts:
-			e.poke("")
+			before := e.interfaces
 			e.readGateway()
 			e.update()
+			if !maps.EqualFunc(before, e.interfaces, func(a, b gateway.Interface) bool { return a.Bridge == b.Bridge }) {
+				e.poke("")
+			}
 		case q := <-e.requests:
 			changes, err := q.do()
 			q.done <- answer{changes, err}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/nft"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
@@ -30,6 +31,12 @@ func (e *Enforcer) lookAtHeld() {
 		return
 	}
 	packets, seen, err := e.kernel.Held()
+	if err == nil && e.bridgeConn != nil && e.bridgeActual != nil {
+		var more uint64
+		var others []nft.Held
+		more, others, err = e.bridgeConn.Held()
+		packets, seen = packets+more, append(seen, others...)
+	}
 	if err != nil {
 		e.log.Debug("held addresses can't be read", "error", err)
 		return
@@ -42,7 +49,9 @@ func (e *Enforcer) lookAtHeld() {
 		if !ok {
 			h.first = s.Last
 		}
-		h.last = s.Last
+		if s.Last.After(h.last) {
+			h.last = s.Last
+		}
 		now[s.Address] = h
 		if h.last.Sub(h.first) >= holdReport && !e.heldTold[s.Address] && len(e.heldTold) < maxHeld {
 			e.heldTold[s.Address] = true
@@ -67,7 +76,7 @@ func (e *Enforcer) waitingSince(waiting []*inventory.Pod) []string {
 		}
 		since[p.Key] = t
 		if time.Since(t) >= holdReport {
-			late = append(late, fmt.Sprintf("pod %s (%v) is held: its CNI result is there, but neither the kubelet nor the API has told its labels", p.Key, p.Addresses))
+			late = append(late, fmt.Sprintf("pod %s (%v) is held: its CNI result is there, but no source that is configured has told its labels", p.Key, p.Addresses))
 		}
 	}
 	e.waits = since

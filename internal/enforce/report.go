@@ -168,7 +168,7 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 		degraded = append(degraded, "the saved state is lost and not everything can be read: the table that was found in the kernel is left as it is until what is named below is put right")
 	}
 	degraded = append(degraded, e.bridges...)
-	if e.bridgeErr != nil {
+	if e.bridgeErr != nil && len(e.wiring.bridges)+len(e.wiring.out.Ports) > 0 {
 		degraded = append(degraded, "pods on one bridge can send as each other, or past the filter with VLAN tags: "+e.bridgeErr.Error())
 	}
 	degraded = append(degraded, e.refusedRanges...)

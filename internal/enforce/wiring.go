@@ -50,12 +50,15 @@ func (e *Enforcer) wire() {
 	}
 	e.ranges, e.refusedRanges = nil, nil
 	if w.out.Hold {
-		e.chooseRanges(slices.Concat(e.cfg.PodRanges, n.Ranges, w.subnets()), w.interfaces)
+		e.chooseRanges(slices.Concat(e.cfg.PodRanges, n.Ranges, w.subnets()), &w)
 		w.out.Ranges = policy.Ranges(e.ranges, append(remote(e.snapshot), e.own...))
 	}
-	for _, list := range []*[]string{&w.out.Pods, &w.out.Others, &w.out.Ports, &w.out.Checked} {
+	for _, list := range []*[]string{&w.out.Pods, &w.out.Others, &w.out.Ports, &w.out.Checked, &w.out.Known} {
 		slices.Sort(*list)
 		*list = slices.Compact(*list)
+	}
+	if w.out.Hold && len(w.out.Ranges) == 0 && len(w.owner) == 0 && len(w.out.Pods) > 0 {
+		e.refusedRanges = append(e.refusedRanges, "addresses that are not known yet are held only where pods are known to be: no range of pods' addresses is known; name it in podRanges")
 	}
 	e.wiring, e.compiler.Interfaces = w, w.out
 }
@@ -117,7 +120,7 @@ func (w *wiring) attach() {
 				case i.Bridge != "":
 					w.bridges[i.Bridge], w.owner[name] = true, true
 					w.out.Ports = append(w.out.Ports, name)
-					w.out.Checked = append(w.out.Checked, name)
+					w.out.Checked, w.out.Known = append(w.out.Checked, name), append(w.out.Known, name)
 					w.allow(&w.out.PortSources, name, p)
 					w.allow(&w.out.Sources, i.Bridge, p)
 				case i.Pods:
@@ -165,7 +168,7 @@ func (w *wiring) subnets() (list []netip.Prefix) {
 	return list
 }
 
-// routed goes through the pods that are known on a bridge by their routes alone:
+// routed goes through the pods that are known by their routes alone. On a bridge
 // they may send from any port that is not known to be another's, and only tags are
 // dropped there.
 func (w *wiring) routed() {
@@ -175,11 +178,14 @@ func (w *wiring) routed() {
 		}
 		for _, a := range p.Addresses {
 			l := w.links[a]
+			if l.Interface == "" {
+				continue
+			}
+			w.out.Sources = append(w.out.Sources, ruleset.Source{Interface: l.Interface, Address: a})
 			if !l.Bridge {
 				continue
 			}
 			w.out.Ports = append(w.out.Ports, l.Ports...)
-			w.out.Sources = append(w.out.Sources, ruleset.Source{Interface: l.Interface, Address: a})
 			for _, port := range w.interfaces[l.Interface].Ports {
 				if !w.owner[port] {
 					w.out.PortSources = append(w.out.PortSources, ruleset.Source{Interface: port, Address: a})
@@ -192,14 +198,14 @@ func (w *wiring) routed() {
 // chooseRanges keeps the ranges whose addresses can be held without cutting off the
 // LAN. Before the network is up nobody can tell: then only those count that a
 // daemon has found to be good.
-func (e *Enforcer) chooseRanges(all []netip.Prefix, interfaces map[string]gateway.Interface) {
+func (e *Enforcer) chooseRanges(all []netip.Prefix, w *wiring) {
 	if e.cfg.Restoring {
 		e.ranges = e.cfg.Ranges
 		return
 	}
 	slices.SortFunc(all, netip.Prefix.Compare)
 	for _, r := range slices.Compact(all) {
-		if reason := e.refuseRange(r, interfaces); reason != "" {
+		if reason := e.refuseRange(r, w); reason != "" {
 			e.refusedRanges = append(e.refusedRanges, fmt.Sprintf("pod range %s is not held: %s; correct podRanges or the CNI configuration", r, reason))
 			continue
 		}
@@ -207,18 +213,22 @@ func (e *Enforcer) chooseRanges(all []netip.Prefix, interfaces map[string]gatewa
 	}
 }
 
-func (e *Enforcer) refuseRange(r netip.Prefix, interfaces map[string]gateway.Interface) string {
+func (e *Enforcer) refuseRange(r netip.Prefix, w *wiring) string {
 	for _, hop := range e.nextHops {
 		if r.Contains(hop) {
 			return fmt.Sprintf("it holds the next hop %s of a route", hop)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(interfaces)) {
-		i := interfaces[name]
+	for _, name := range slices.Sorted(maps.Keys(w.interfaces)) {
+		i := w.interfaces[name]
+		why := "which is not known to carry pods"
+		if w.bridges[name] {
+			why = "a bridge with pods and the LAN on it"
+		}
 		for _, a := range i.Addresses {
-			// A single address is no LAN: flannel gives its tunnel one of the range.
-			if !i.Pods && r.Contains(a.Addr()) && !a.IsSingleIP() {
-				return fmt.Sprintf("it holds %s, an address of the gateway on %s, which carries no pods", a.Addr(), name)
+			// A single address is no network: flannel gives its tunnel one of the range.
+			if r.Contains(a.Addr()) && !a.IsSingleIP() && !slices.Contains(w.out.Pods, name) {
+				return fmt.Sprintf("it holds %s, an address of the gateway on %s, %s", a.Addr(), name, why)
 			}
 		}
 	}

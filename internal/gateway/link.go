@@ -138,7 +138,7 @@ func Interfaces(ctx context.Context) (map[string]Interface, error) {
 		case l.Bridge:
 			i.Pods = !l.lan
 		default:
-			i.Pods = podKinds[l.Kind] && masters[index] == 0
+			i.Pods = (l.Kind == "veth" || l.Kind == "netkit") && masters[index] == 0 // a tunnel can be the operator's
 		}
 		all[i.Name] = i
 	}

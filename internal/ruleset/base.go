@@ -86,7 +86,7 @@ func forwardChain(m Mark, i *Interfaces) *Chain {
 	c.Rules = append(c.Rules, i.fromPods()...)
 	c.Rules = append(c.Rules, rule(MarkIs{m.Mask, m.Epoch, false}, accept()).commented("judged under these rules"))
 	c.Rules = append(c.Rules, i.toPods()...)
-	c.Rules = append(c.Rules, i.unknown(true)...)
+	c.Rules = append(c.Rules, i.unknown()...)
 	for _, f := range families {
 		pods := "pods_" + f.suffix
 		c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: pods, Not: true},
@@ -134,7 +134,6 @@ func inputChain(o *inventory.Options, gatewayPorts string, i *Interfaces) *Chain
 		rule(Related, Match{L4Proto, "ipv6-icmp"}, accept()))
 	c.Rules = append(c.Rules, neighbourDiscovery()...)
 	c.Rules = append(c.Rules, routerTypes())
-	c.Rules = append(c.Rules, i.unknown(false)...)
 	c.Rules = append(c.Rules, i.fromPods()...)
 	if !o.GatewayEgress {
 		return c

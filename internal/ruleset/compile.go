@@ -151,7 +151,7 @@ func (c *Compiler) addBase(t *Table) {
 	if c.Interfaces.known() {
 		c.Interfaces.addSets(t)
 		t.Counters[counterHold] = true
-		chains = append(chains, c.Interfaces.holdChain())
+		chains = append(chains, c.Interfaces.holdChain(), c.Interfaces.foreignChain())
 	}
 	for _, f := range families {
 		chains = append(chains, judgeChains(f, t.Mark)...)

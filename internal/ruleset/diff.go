@@ -138,7 +138,8 @@ type differ struct {
 	edits                map[string]edit // of allow sets in place, by physical name
 	grown                [2]bool         // the sets of pods' addresses gain any, by family
 	loosens              bool            // something else than interfaces' sources gains, or isolation ends
-	loses, rewired       bool            // see rewires
+	gains, loses         bool            // the sets of sources do
+	rewired              bool            // see rewires
 	rerouted             []string        // maps in which an address leads to another pod's chain, by physical name
 }
 
@@ -260,7 +261,7 @@ func (d *differ) compare() {
 	d.transactions = [4]Transaction{}
 	d.restricts, d.shrinks, d.rulesShrink = false, [2]bool{}, [2]bool{}
 	d.edits, d.rerouted, d.grown = map[string]edit{}, nil, [2]bool{}
-	d.loosens, d.loses, d.rewired = false, false, false
+	d.loosens, d.gains, d.loses, d.rewired = false, false, false, false
 	for name := range d.target.Counters {
 		if !d.actual.Counters[name] {
 			d.add(prepare, Op{Kind: AddCounter, Name: name})
@@ -321,16 +322,18 @@ func (d *differ) compareSet(old, s *Set) {
 		gone, d.grown[familyOf(s.Name)] = nil, len(fresh) > 0
 		d.loosens = d.loosens || len(fresh) > 0
 	case isSourceSet(s.Name): // who may send from where
-		// It is checked before a new pod's address is known, and until an old one's
-		// is forgotten; see rewires for what can't be done in this order.
+		// An interface is looked at before its pod is known, and until it is forgotten;
+		// see rewires for what can't be done in this order.
 		d.restricts = true
-		d.edit(prepare, s, nil, fresh)
-		d.loses = d.loses || len(gone) > 0
+		d.gains, d.loses = d.gains || len(fresh) > 0, d.loses || len(gone) > 0
 		d.rewired = d.rewired || d.concernsPods(d.actual, s, fresh) || d.concernsPods(d.target, s, gone)
-		fresh = nil
 		if len(s.Key) == 1 {
 			d.edit(cleanup, s, gone, nil)
 			gone = nil
+		}
+		if len(s.Key) == 1 || d.target.Sets["local_v4"] != nil { // without hold, only known pods' sources matter
+			d.edit(prepare, s, nil, fresh)
+			fresh = nil
 		}
 	default: // what is held
 		d.restricts = true
@@ -354,7 +357,8 @@ func (d *differ) compareMap(m *Set, gone, fresh []Element) {
 			later = append(later, e)
 		}
 	}
-	if len(now) > 0 || slices.ContainsFunc(fresh, func(e Element) bool { return d.actual.Chains[e.Jump] != nil }) {
+	if len(now) > 0 || slices.ContainsFunc(fresh, func(e Element) bool { return d.actual.Chains[e.Jump] != nil }) ||
+		slices.ContainsFunc(later, func(e Element) bool { return d.target.Chains[e.Jump] != nil }) {
 		d.rerouted = append(d.rerouted, m.Name)
 	}
 	if len(fresh) > 0 {

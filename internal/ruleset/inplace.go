@@ -111,26 +111,19 @@ func (d *differ) inPlaceIsUnsafe() map[string]bool {
 		// A packet under way would be judged by the old rules of a chain that its
 		// address did not lead to then.
 		unsafe[logicalName(name)] = true
-		// And an address that becomes known with it would find neither what held it
-		// nor, in the old map, what isolates it.
-		if n := familyOf(name); d.grown[n] {
-			unsafe["pods_"+families[n].suffix] = true
+	}
+	// Where old maps, or old rules that allow more, are still looked at, an address
+	// must not become known in place: what held it would be gone, and what isolates it
+	// not there yet.
+	anew := len(d.rerouted) > 0 || d.interfacesMatter() || d.actual.Chains[chainHold] != nil && (d.rulesShrink[0] || d.rulesShrink[1])
+	for n, f := range families {
+		if d.grown[n] && (anew || d.rewires()) {
+			unsafe["pods_"+f.suffix] = true
 		}
 	}
-	if d.rewires() {
-		// A packet of the address's new owner must not be judged by rules that were
-		// made for the old one.
+	if d.gains && anew || d.rewires() {
 		for _, name := range []string{setPodInterfaces, "src_v4", "src_v6"} {
 			unsafe[name] = true
-		}
-	}
-	if d.rewires() || d.interfacesMatter() {
-		// An address must not become known to a packet that the new rules, or sets,
-		// of interfaces do not hold.
-		for n, f := range families {
-			if d.grown[n] {
-				unsafe["pods_"+f.suffix] = true
-			}
 		}
 	}
 	if len(d.edits) == 0 {
@@ -138,6 +131,10 @@ func (d *differ) inPlaceIsUnsafe() map[string]bool {
 	}
 	for name, e := range d.edits {
 		direction := directionOf(name)
+		if e.adds && d.sourcesAnew() {
+			// A packet that the old sources let pass, and the new ones do not.
+			unsafe[logicalName(name)] = true
+		}
 		if e.adds && (direction == inventory.Ingress && d.shrinks[inventory.Egress] ||
 			direction == inventory.Egress && d.rulesShrink[inventory.Ingress]) {
 			unsafe[logicalName(name)] = true
@@ -235,4 +232,15 @@ func ofFamily(rules []Rule, f family) []Rule {
 func ofOther(field Field, f family) bool {
 	t := fieldTypes[field]
 	return (t == TypeIPv4 || t == TypeIPv6) && t != f.addrType
+}
+
+// sourcesAnew says that packets under way do not see what the change does to
+// sources: their sets are made anew.
+func (d *differ) sourcesAnew() bool {
+	for _, name := range []string{setPodInterfaces, "src_v4", "src_v6"} {
+		if _, ok := d.renames[name]; ok {
+			return true
+		}
+	}
+	return false
 }

@@ -22,10 +22,12 @@ type Interfaces struct {
 	Ranges []policy.AddrRange // sorted, disjoint
 	Others []string           // interfaces that carry no pods, sorted: the LAN's, and those with a default route
 	// Ports are ports of bridges that carry pods, sorted. Tagged frames from there
-	// are dropped, as they would pass by the inet hooks; Checked are those that must
-	// send as PortSources only.
+	// are dropped, as they would pass by the inet hooks. Checked are those that must
+	// send to other ports as PortSources only, and Known those that must always, as
+	// their pods are known.
 	Ports       []string
 	Checked     []string
+	Known       []string
 	PortSources []Source
 }
 
@@ -39,6 +41,7 @@ type Source struct {
 const (
 	setPodInterfaces = "pod_ifs"
 	setOthers        = "others"
+	chainForeign     = "foreign"
 	chainHold        = "hold"
 	counterHold      = "hold"
 )
@@ -124,14 +127,15 @@ func linkLocalSets() []*Set {
 // addSets adds the sets that the rules below look up.
 func (i *Interfaces) addSets(t *Table) {
 	var sets []*Set
-	if len(i.Pods) > 0 {
+	if i.known() {
 		sets = append(sourceSets(i.Sources), nameSet(setPodInterfaces, i.Pods))
-		if !i.Hold {
+		if i.Hold {
+			sets = append(sets, nameSet(setOthers, i.Others))
+		} else {
 			sets = append(sets, linkLocalSets()...)
 		}
 	}
 	if i.holdsRanges() {
-		sets = append(sets, nameSet(setOthers, i.Others))
 		for n, f := range families {
 			sets = append(sets, rangeSet("ranges_"+f.suffix, f, i.Ranges), &Set{Name: HeldSets[n], Key: []Type{f.addrType}, Size: 1024, Timeout: heldFor})
 		}
@@ -146,25 +150,49 @@ func (i *Interfaces) holdsRanges() bool { return i.Hold && len(i.Ranges) > 0 }
 // known says that there are rules that depend on interfaces.
 func (i *Interfaces) known() bool { return len(i.Pods) > 0 || i.holdsRanges() }
 
-// fromPods holds what comes from a pod's interface and is not that pod's. It
-// stands before the epoch: a forged packet of an established flow is no part of it.
+// fromPods looks at what is not known to come from where it does. It stands before
+// the epoch: a forged packet of an established flow is no part of it.
 func (i *Interfaces) fromPods() []Rule {
-	if len(i.Pods) == 0 {
+	if !i.known() {
 		return nil
 	}
 	var rules []Rule
-	from := Lookup{Key: key(InInterface), Set: setPodInterfaces}
 	for _, f := range families {
-		forged := Lookup{Key: key(InInterface, f.source), Set: "src_" + f.suffix, Not: true}
-		if i.Hold {
-			rules = append(rules, rule(from, forged, gotoChain(chainHold)).commented("not the sending pod's address"))
-			continue
-		}
-		rules = append(rules,
-			rule(from, Lookup{Key: key(f.source), Set: "pods_" + f.suffix}, forged, gotoChain(chainHold)).commented("another pod's address"),
-			rule(from, Lookup{Key: key(f.source), Set: "local_" + f.suffix}, gotoChain(chainHold)).commented("a link's address"))
+		rules = append(rules, rule(Lookup{Key: key(InInterface, f.source), Set: "src_" + f.suffix, Not: true}, Verdict{Kind: Jump, Chain: chainForeign}).
+			commented("not from where the pod is"))
 	}
 	return rules
+}
+
+// foreignChain is for packets whose source is not known to be where they come from.
+// With hold, an address of a pod, or of the pod ranges, is nobody else's, and nothing
+// else comes from pods' interfaces: also an interface that nobody has heard of can't
+// forge a pod. Without, only where pods are known.
+//
+// An address that is in the ranges is held without asking whether it is a pod's, so
+// that no packet sees that change half way.
+func (i *Interfaces) foreignChain() *Chain {
+	c := &Chain{Name: chainForeign}
+	from, hold := Lookup{Key: key(InInterface), Set: setPodInterfaces}, gotoChain(chainHold)
+	if i.Hold {
+		c.Rules = append(c.Rules, rule(Lookup{Key: key(InInterface), Set: setOthers}, Verdict{Kind: Return}).commented("carries no pods"))
+		if len(i.Pods) > 0 {
+			c.Rules = append(c.Rules, rule(from, hold).commented("not the sending pod's address"))
+		}
+	}
+	for _, f := range families {
+		pods := Lookup{Key: key(f.source), Set: "pods_" + f.suffix}
+		if !i.Hold {
+			c.Rules = append(c.Rules, rule(from, pods, hold).commented("another pod's address"),
+				rule(from, Lookup{Key: key(f.source), Set: "local_" + f.suffix}, hold).commented("a link's address"))
+			continue
+		}
+		if i.holdsRanges() {
+			c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: "ranges_" + f.suffix}, hold).commented("not known yet, or another pod's"))
+		}
+		c.Rules = append(c.Rules, rule(pods, hold).commented("another pod's address"))
+	}
+	return c
 }
 
 // toPods holds what goes to a pod's interface and to no pod.
@@ -184,23 +212,16 @@ func (i *Interfaces) toPods() []Rule {
 	return rules
 }
 
-// unknown holds addresses of the pod ranges that are no pod's, wherever they come
-// from or, in forward, go to.
-func (i *Interfaces) unknown(forward bool) []Rule {
+// unknown holds what goes to addresses of the pod ranges that are no pod's.
+func (i *Interfaces) unknown() []Rule {
 	if !i.holdsRanges() {
 		return nil
 	}
 	var rules []Rule
 	for _, f := range families {
-		ends := []struct{ address, via Field }{{f.source, InInterface}, {f.destination, OutInterface}}
-		if !forward {
-			ends = ends[:1]
-		}
-		for _, end := range ends {
-			rules = append(rules, rule(Lookup{Key: key(end.address), Set: "ranges_" + f.suffix},
-				Lookup{Key: key(end.address), Set: "pods_" + f.suffix, Not: true},
-				Lookup{Key: key(end.via), Set: setOthers, Not: true}, gotoChain(chainHold)).commented("not known yet"))
-		}
+		rules = append(rules, rule(Lookup{Key: key(f.destination), Set: "ranges_" + f.suffix},
+			Lookup{Key: key(f.destination), Set: "pods_" + f.suffix, Not: true},
+			Lookup{Key: key(OutInterface), Set: setOthers, Not: true}, gotoChain(chainHold)).commented("not known yet"))
 	}
 	return rules
 }
@@ -233,6 +254,7 @@ const (
 	chainPrerouting = "prerouting"
 	setPorts        = "ports"
 	setChecked      = "checked"
+	setKnown        = "known"
 )
 
 // CompileBridge makes the table of the bridge family: who may send as whom, by
@@ -247,39 +269,64 @@ func (i *Interfaces) CompileBridge(name string) *Table {
 	if len(i.Ports)+len(i.Checked) == 0 && !i.holdsRanges() {
 		return nil
 	}
-	t := &Table{Family: FamilyBridge, Name: name, Counters: map[string]bool{}, Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
-	port, drop := Lookup{Key: key(InInterface), Set: setPorts}, Verdict{Kind: Drop}
+	t := &Table{Family: FamilyBridge, Name: name, Counters: map[string]bool{counterHold: true}, Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
 	all := &Chain{Name: chainPrerouting, Hook: bridgePreroutingHook}
-	for _, tag := range []string{"8021q", "8021ad"} {
-		all.Rules = append(all.Rules, rule(port, Match{EtherType, tag}, drop).commented("a VLAN tag leads past the filter"))
-	}
 	between := &Chain{Name: chainForward, Hook: bridgeForwardHook, Rules: neighbourDiscovery()}
-	checked := Lookup{Key: key(InInterface), Set: setChecked}
-	for n, f := range families {
+	hold, drop := gotoChain(chainHold), Verdict{Kind: Drop}
+	from := func(set string) Lookup { return Lookup{Key: key(InInterface), Set: set} }
+	for _, tag := range []string{"8021q", "8021ad"} {
+		all.Rules = append(all.Rules, rule(from(setPorts), Match{EtherType, tag}, drop).commented("a VLAN tag leads past the filter"))
+	}
+	var known []Rule
+	for _, f := range families {
 		forged := Lookup{Key: key(InInterface, f.source), Set: "src_" + f.suffix, Not: true}
-		all.Rules = append(all.Rules, rule(checked, Lookup{Key: key(f.source), Set: "owned_" + f.suffix}, forged, drop).commented("another pod's address"))
+		owned := Lookup{Key: key(f.source), Set: "owned_" + f.suffix}
+		anybody := from(setChecked)
+		if i.Hold {
+			anybody = Lookup{Key: key(InInterface), Set: setOthers, Not: true}
+		}
+		all.Rules = append(all.Rules, rule(owned, anybody, forged, hold).commented("another pod's address"))
+		known = append(known, rule(from(setKnown), forged, hold).commented("not the sending pod's address"))
 		if i.holdsRanges() {
-			between.Rules = append(between.Rules, rule(Lookup{Key: key(f.source), Set: "ranges_" + f.suffix},
-				Lookup{Key: key(InInterface), Set: setOthers, Not: true}, forged, drop).commented("not known yet"))
-			t.Sets["ranges_"+f.suffix] = rangeSet("ranges_"+f.suffix, f, i.Ranges)
+			between.Rules = append(between.Rules, rule(Lookup{Key: key(f.source), Set: "ranges_" + f.suffix}, anybody, forged, hold).commented("not known yet"))
 		}
-		if n == 1 {
-			between.Rules = append(between.Rules, rule(Lookup{Key: key(f.source), Set: "local_v6"}, accept()).commented("the inet table says what of a link's addresses passes"))
-		}
-		between.Rules = append(between.Rules, rule(checked, forged, drop).commented("not the sending pod's address"))
+		between.Rules = append(between.Rules, rule(from(setChecked), forged, hold).commented("not the sending pod's address"))
 		t.Sets["owned_"+f.suffix] = ownedSet(f, i.PortSources)
 	}
-	if i.holdsRanges() {
-		t.Sets[setOthers] = nameSet(setOthers, i.Others)
-	}
-	local := rangeSet("local_v6", families[1], policy.Ranges([]netip.Prefix{netip.MustParsePrefix("::/128"), netip.MustParsePrefix("fe80::/10")}, nil))
-	for _, s := range append(sourceSets(i.PortSources), local, constantSets()[0], nameSet(setPorts, i.Ports), nameSet(setChecked, i.Checked)) {
-		t.Sets[s.Name] = s
-	}
-	for _, c := range []*Chain{all, between} {
+	all.Rules = append(append(all.Rules, neighbourDiscovery()...), known...)
+	i.addBridgeSets(t)
+	for _, c := range []*Chain{all, between, i.bridgeHold()} {
 		t.Chains[c.Name] = c
 	}
 	return t
+}
+
+func (i *Interfaces) addBridgeSets(t *Table) {
+	sets := append(sourceSets(i.PortSources), constantSets()[0], nameSet(setPorts, i.Ports), nameSet(setChecked, i.Checked), nameSet(setKnown, i.Known))
+	if i.Hold {
+		sets = append(sets, nameSet(setOthers, i.Others))
+	}
+	if i.holdsRanges() {
+		for n, f := range families {
+			sets = append(sets, rangeSet("ranges_"+f.suffix, f, i.Ranges), &Set{Name: HeldSets[n], Key: []Type{f.addrType}, Size: 1024, Timeout: heldFor})
+		}
+	}
+	for _, s := range sets {
+		t.Sets[s.Name] = s
+	}
+}
+
+// bridgeHold notes who is held, counts and drops.
+func (i *Interfaces) bridgeHold() *Chain {
+	c := &Chain{Name: chainHold}
+	if i.holdsRanges() {
+		for n, f := range families {
+			c.Rules = append(c.Rules, rule(Lookup{Key: key(f.source), Set: "ranges_" + f.suffix},
+				Lookup{Key: key(f.source), Set: "owned_" + f.suffix, Not: true}, Note{f.source, HeldSets[n]}))
+		}
+	}
+	c.Rules = append(c.Rules, rule(Count{counterHold}, Verdict{Kind: Drop}).commented("held"))
+	return c
 }
 
 // ownedSet holds the addresses of one family that are some port's.
