@@ -282,9 +282,10 @@ func (e *Enforcer) save() {
 		return // what the table holds is more than what is known
 	}
 	s := state.State{Boot: state.Boot(), Ranges: e.ranges, Sources: map[string]inventory.Objects{}}
+	remembered := e.merger.Remembered()
 	for name, r := range e.reports {
-		if !r.Network.Present && !r.Unknown { // CNI results are on the disk themselves
-			s.Sources[name] = r.Objects
+		if name != "cni" && !r.Unknown { // CNI results are on the disk themselves
+			s.Sources[name] = source.With(r.Objects, remembered[name])
 		}
 	}
 	select {

@@ -26,7 +26,7 @@ type Merged struct {
 	// Waiting are pods of this gateway whose addresses a CNI result tells, and whose
 	// labels nobody knows yet, if Wait is set. They are not in the snapshot. None if
 	// nothing but CNI results and the directory says what pods there are: then no
-	// labels are all there will be.
+	// labels are all there will be. Pods that no policy may cut off (S35) never wait.
 	Waiting []*inventory.Pod
 	// Notes are what sources say differently of one pod, in the order of pods. That
 	// is no problem: S10 says who counts.
@@ -49,8 +49,9 @@ type Merger struct {
 // merging is one run of Merge.
 type merging struct {
 	last     *Merger
-	rank     map[string]int        // of each source, by its name
-	labelled bool                  // somebody describes pods that CNI results tell of
+	rank     map[string]int // of each source, by its name
+	labelled bool           // somebody describes pods that CNI results tell of
+	options  *inventory.Options
 	policies [][]*inventory.Policy // of each report
 	carried  map[carrier][]*inventory.Policy
 	claims   []claim
@@ -80,7 +81,7 @@ type merging struct {
 // The snapshot has the pointers of the reports where one report tells all there is
 // of an object, and own, sorted, as its gateway.
 func (m *Merger) Merge(reports []Report, own, nextHops []netip.Addr, o *inventory.Options) Merged {
-	g := merging{last: m, rank: map[string]int{}, memory: map[string][]description{}, made: map[recipe]*inventory.Pod{}}
+	g := merging{last: m, options: o, rank: map[string]int{}, memory: map[string][]description{}, made: map[recipe]*inventory.Pod{}}
 	g.out.Snapshot = &inventory.Snapshot{Gateway: addresses(own)}
 	var pods []claim
 	var namespaces []*inventory.Namespace

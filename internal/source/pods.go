@@ -108,7 +108,7 @@ func (g *merging) attached(c claim, others []description, same []claim) {
 		}
 	}
 	attached := &c
-	if g.labelled {
+	if g.labelled && !g.options.NeverIsolated(c.pod.Key) {
 		unknown := func(l life) bool { return len(l.described) == 0 }
 		if waits := g.part(c.pod, lives, unknown); waits != nil {
 			g.claims = append(g.claims, claim{pod: waits, rank: c.rank, told: waits.Origin.Source, waiting: true})

@@ -369,3 +369,27 @@ func firstValue(text []byte) []byte {
 	}
 	return first
 }
+
+// A cache that has lost what it knew serves an empty list of no version: nothing is
+// taken away for it, unless it stays so.
+func TestEmptyListOfNoVersion(t *testing.T) {
+	a := filled()
+	f := start(t, a)
+	f.until("all", func(r source.Report) bool { return len(r.Objects.Policies) == 1 && r.OfflineSince.IsZero() })
+	f.source.mu.Lock()
+	f.source.times.emptied = generous
+	f.source.mu.Unlock()
+	a.NoWatch(0)
+	a.Status("networkpolicies", stub.Answer{Code: 200, Body: `{"kind":"NetworkPolicyList","metadata":{},"items":[]}`})
+	a.EndWatches()
+	f.until("doubt", func(r source.Report) bool {
+		if len(r.Objects.Policies) != 1 {
+			t.Fatalf("the policies are gone: %s", told(r))
+		}
+		return !r.OfflineSince.IsZero() || r.Err != nil
+	})
+	f.source.mu.Lock()
+	f.source.times.emptied = 0
+	f.source.mu.Unlock()
+	f.until("belief", func(r source.Report) bool { return len(r.Objects.Policies) == 0 && r.OfflineSince.IsZero() })
+}

@@ -23,6 +23,7 @@ type times struct {
 	retry                  time.Duration // between attempts at most; down to three quarters
 	passing                time.Duration // for which a refusal may be the trouble of a server that starts
 	refused                time.Duration // as retry, when the server refuses us for longer
+	emptied                time.Duration // for which lists must be empty that are of no version
 }
 
 // span is how long a watch is asked for, and may be silent.
@@ -35,6 +36,7 @@ var defaults = times{
 	watch2: span{5 * time.Minute, 90 * time.Second},
 	trial:  span{5 * time.Second, 5 * time.Second},
 	poll:   15 * time.Second, retry: 4 * time.Second, passing: 30 * time.Second, refused: 30 * time.Second,
+	emptied: time.Minute,
 }
 
 const (

@@ -41,6 +41,17 @@ func (s *Source) list(ctx context.Context, r *resource) error {
 		s.failed(r, err)
 		return err
 	}
+	if l.version != "" || len(l.entries) > 0 || len(r.entries) == 0 {
+		r.emptied = time.Time{}
+	} else if r.emptied.IsZero() || time.Since(r.emptied) < s.times.emptied {
+		// A cache that has lost what it knew says so too, until it has read it again.
+		if r.emptied.IsZero() {
+			r.emptied = time.Now()
+		}
+		err := &answerError{fmt.Sprintf("the list of %s is empty and of no version, where there were %d: believed if it stays so", r.name, len(r.entries))}
+		s.failed(r, err)
+		return err
+	}
 	r.http1 = l.http1
 	if r.replace(l.entries, l.version) {
 		s.touch()

@@ -37,6 +37,7 @@ type resource struct {
 	confirmed time.Time // when entries were last known to be current
 	failing   time.Time // since when they are not; zero if they are
 	err       error     // why; of several of a class the first
+	emptied   time.Time // since when its lists are empty and of no version, where there were entries
 }
 
 func newResource(name string, kind inventory.Kind, path string) *resource {

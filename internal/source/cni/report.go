@@ -151,7 +151,7 @@ func (s *Source) sift(v *view) (counting []attached, rejected []source.Rejected,
 	for _, name := range slices.Sorted(maps.Keys(s.results.files)) {
 		f, path := s.results.files[name], filepath.Join(s.results.path, name)
 		kept := false
-		if e := f.content; e != nil {
+		if e := f.content; e != nil && e != stranger {
 			a := attached{e, e.attachment, path}
 			a.attachment.Interfaces = v.ends(e)
 			if v.counts(e, a.attachment.Interfaces) {
@@ -249,22 +249,28 @@ func same(a, b inventory.Attachment) bool {
 // network collects what the configuration says of the pods' networks: that of the
 // pods' results, whether or not these count now, as it tells how the runtime is set
 // up; of the folder the first network, which is the one that runtimes take for
-// pods; and those that results are of. The others in the folder are not the pods':
-// podman's is there too.
+// pods, unless all results are others'; and those that results are of. The others in
+// the folder are not the pods': podman's is there too.
 func (s *Source) network() source.Network {
-	all := source.Network{Present: s.results.present}
+	var all source.Network
 	add := func(n *network) {
 		all.Ranges = append(all.Ranges, n.ranges...)
 		all.Bridges = append(all.Bridges, n.bridges...)
 	}
-	used := map[string]bool{}
+	used, strangers := map[string]bool{}, false
 	for _, f := range s.results.files {
-		if f.content != nil {
-			used[f.content.attachment.Network] = true
-			add(f.content.network)
+		switch e := f.content; e {
+		case nil:
+		case stranger:
+			strangers = true
+		default:
+			used[e.attachment.Network] = true
+			add(e.network)
 		}
 	}
-	first := true
+	// Where all results are others' the folder says nothing of pods.
+	all.Present = s.results.present && (len(used) > 0 || !strangers)
+	first := len(used) > 0 || !strangers
 	for _, name := range slices.Sorted(maps.Keys(s.configs.files)) {
 		n := s.configs.files[name].content
 		if n == nil || n.loopback {

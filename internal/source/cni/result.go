@@ -49,6 +49,10 @@ type oneIP struct {
 	IP string `json:"ip"`
 }
 
+// stranger stands for a result that is no pod's: podman and nerdctl use the library
+// too.
+var stranger = new(entry)
+
 // entry is what one result says of a pod.
 type entry struct {
 	key        inventory.Key
@@ -80,7 +84,7 @@ func parseResult(data []byte, written time.Time) (*entry, error) {
 	case c.Kind != cacheKind:
 		return nil, fmt.Errorf("its kind is %q, and only %s is known here: is edgepolicyd older than the container runtime?", c.Kind, cacheKind)
 	case key.Namespace == "" || key.Name == "":
-		return nil, nil
+		return stranger, nil
 	case c.ContainerID == "" || c.NetworkName == "":
 		return nil, errors.New("containerId or networkName is missing: every result of libcni has them")
 	}
