@@ -69,34 +69,54 @@ func (c *court) interfaces(s *inventory.Snapshot) (i ruleset.Interfaces) {
 		port := c.end(p.Addresses[0])
 		owned[port] = true
 		for _, a := range p.Addresses {
+			i.Sources = append(i.Sources, ruleset.Source{Interface: c.via(port), Address: a})
 			if c.Kind == lab.Bridge {
-				i.Sources = append(i.Sources, ruleset.Source{Interface: lab.BridgeName, Address: a})
 				i.PortSources = append(i.PortSources, ruleset.Source{Interface: port, Address: a})
-			} else {
-				i.Sources = append(i.Sources, ruleset.Source{Interface: port, Address: a})
 			}
 		}
 	}
 	if c.Kind == lab.Routed {
 		i.Pods = slices.Sorted(maps.Keys(owned))
-		return i
-	}
-	i.Pods, i.Checked = []string{lab.BridgeName}, slices.Sorted(maps.Keys(owned))
-	for _, n := range c.pods {
-		if !c.wiring.some || slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return s.PodAt(a) != nil }) {
-			i.Ports = append(i.Ports, n.HostInterface)
+	} else {
+		i.Pods, i.Known, i.Ports = []string{lab.BridgeName}, slices.Sorted(maps.Keys(owned)), c.listed(s)
+		i.Checked = i.Known
+		if i.Hold {
+			i.Checked = i.Ports
 		}
 	}
-	slices.Sort(i.Ports)
-	if i.Hold {
-		i.Checked = i.Ports
+	c.addRouted(&i, s, owned)
+	return i
+}
+
+// via is the interface that the inet hooks see for a port.
+func (c *court) via(port string) string { return via(c.Kind, port) }
+
+func via(kind lab.Kind, port string) string {
+	if kind == lab.Bridge && port != lab.UplinkName && port != "" {
+		return lab.BridgeName
 	}
+	return port
+}
+
+// listed gives the bridge's ports that are known of.
+func (c *court) listed(s *inventory.Snapshot) (list []string) {
+	for _, n := range c.pods {
+		if !c.wiring.some || slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return s.PodAt(a) != nil }) {
+			list = append(list, n.HostInterface)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// addRouted adds the pods that are known by their routes alone.
+func (c *court) addRouted(i *ruleset.Interfaces, s *inventory.Snapshot, owned map[string]bool) {
 	for _, p := range s.Pods {
 		if !p.Enforceable() || c.wiring.attached(p) {
 			continue
 		}
 		for _, a := range p.Addresses {
-			i.Sources = append(i.Sources, ruleset.Source{Interface: lab.BridgeName, Address: a})
+			i.Sources = append(i.Sources, ruleset.Source{Interface: c.via(c.end(a)), Address: a})
 			for _, port := range i.Ports {
 				if !owned[port] {
 					i.PortSources = append(i.PortSources, ruleset.Source{Interface: port, Address: a})
@@ -104,14 +124,13 @@ func (c *court) interfaces(s *inventory.Snapshot) (i ruleset.Interfaces) {
 			}
 		}
 	}
-	return i
 }
 
 // law is what the gateway's kernel holds, and where addresses hang.
 type law struct {
 	inet   *ruleset.Table
 	bridge *ruleset.Table                 // of the bridge family, nil for none
-	ports  []string                       // of the bridge, that are known, if all are checked
+	used   map[string]bool                // interfaces that have pods
 	port   func(netip.Addr) string        // nil: nobody asks for interfaces
 	kind   lab.Kind                       // of what pods hang on
 	wiring wiring                         // of which the tables know
@@ -120,20 +139,22 @@ type law struct {
 
 // law gives the one in force.
 func (c *court) law() law {
-	l := law{inet: c.actual, bridge: c.bridgeActual, port: c.end, kind: c.Kind, wiring: c.wiring, pods: map[string]map[netip.Addr]bool{}}
+	l := law{inet: c.actual, bridge: c.bridgeActual, port: c.end, kind: c.Kind, wiring: c.wiring, used: map[string]bool{}, pods: map[string]map[netip.Addr]bool{}}
 	if c.snapshot == nil {
 		return l
 	}
 	for _, p := range c.snapshot.Pods {
-		if c.wiring.hold && p.Enforceable() {
-			l.ports = append(l.ports, c.end(p.Addresses[0]))
+		if !p.Enforceable() {
+			continue
 		}
+		port := c.end(p.Addresses[0])
+		l.used[port] = true
 		if c.wiring.attached(p) {
 			own := map[netip.Addr]bool{}
 			for _, a := range p.Addresses {
 				own[a] = true
 			}
-			l.pods[c.end(p.Addresses[0])] = own
+			l.pods[port] = own
 		}
 	}
 	return l
@@ -144,35 +165,27 @@ func (l *law) trace(p ruleset.Packet, port string) ruleset.Outcome {
 	if l.port == nil || p.Hook == "output" {
 		return l.inet.Trace(p)
 	}
-	bridged := func(port string) string {
-		if l.kind == lab.Bridge && port != lab.UplinkName && port != "" {
-			return lab.BridgeName
-		}
-		return port
-	}
 	out := ""
 	if p.Hook == "forward" {
 		if out = l.port(p.Destination); l.kind == lab.Bridge && isLocal(p.Destination) {
 			out = lab.BridgeName // some port
 		}
 	}
-	if l.bridge != nil && bridged(port) == lab.BridgeName {
+	if l.bridge != nil && via(l.kind, port) == lab.BridgeName {
 		// Trace knows the hooks of the inet family: the bridge's first takes the place of one.
-		first := ruleset.Table{Sets: l.bridge.Sets, Chains: map[string]*ruleset.Chain{
-			"forward": {Name: "forward", Hook: &ruleset.Hook{Name: "prerouting"}, Rules: l.bridge.Chains["prerouting"].Rules},
-		}}
+		first := ruleset.Table{Sets: l.bridge.Sets, Chains: maps.Clone(l.bridge.Chains)}
+		first.Chains["forward"] = &ruleset.Chain{Name: "forward", Hook: &ruleset.Hook{Name: "prerouting"}, Rules: l.bridge.Chains["prerouting"].Rules}
 		frame := p
 		frame.Hook, frame.InInterface, frame.OutInterface = "prerouting", port, out
 		o := first.Trace(frame)
-		if frame.Hook = "forward"; o.Verdict == ruleset.Accept && bridged(out) == lab.BridgeName {
+		if frame.Hook = "forward"; o.Verdict == ruleset.Accept && via(l.kind, out) == lab.BridgeName {
 			o = l.bridge.Trace(frame)
 		}
 		if o.Verdict != ruleset.Accept {
 			return o
 		}
 	}
-	p.OutInterface = bridged(out)
-	p.InInterface = bridged(port)
+	p.InInterface, p.OutInterface = via(l.kind, port), via(l.kind, out)
 	return l.inet.Trace(p)
 }
 
@@ -182,28 +195,36 @@ func (l *law) held(s *inventory.Snapshot, p ruleset.Packet, port string) bool {
 	if !l.wiring.known || p.Hook == "output" {
 		return false
 	}
-	between := l.kind == lab.Bridge && port != lab.UplinkName && p.Hook == "forward" && l.port(p.Destination) != lab.UplinkName
-	unknown := func(a netip.Addr) bool {
-		return (range4.Contains(a) || range6.Contains(a)) && s.PodAt(a) == nil && !slices.Contains(s.Gateway, a)
+	return l.foreign(s, p, port) ||
+		p.Hook == "forward" && (isLocal(p.Destination) || l.wiring.hold && inRanges(s, p.Destination) && s.PodAt(p.Destination) == nil)
+}
+
+// foreign says whether a packet is held because its source is not known to be where
+// it comes from.
+func (l *law) foreign(s *inventory.Snapshot, p ruleset.Packet, port string) bool {
+	if port == lab.UplinkName {
+		return false // carries no pods
 	}
-	pod, own := s.PodAt(p.Source), l.pods[port]
-	onBridge := l.kind == lab.Bridge && port != lab.UplinkName
+	pod, own, onBridge := s.PodAt(p.Source), l.pods[port], l.kind == lab.Bridge
 	answer := p.Hook == "input" && p.Reply // to what the gateway asked (S24)
-	switch {
-	case own != nil && !own[p.Source]: // an attached pod that sends as somebody else
-		if pod != nil || isLocal(p.Source) || l.wiring.hold || between {
-			return true
-		}
-	case own == nil && onBridge && l.wiring.hold && !answer: // a port that nobody knows
-		fresh := l.wiring.some && !slices.Contains(l.ports, port)
-		if pod == nil || l.wiring.attached(pod) && !fresh || between && fresh {
-			return true
-		}
+	if own != nil {                        // an attached pod's
+		return !own[p.Source] && (onBridge || !answer && (l.wiring.hold || pod != nil || isLocal(p.Source)))
 	}
-	if p.Hook == "forward" && (isLocal(p.Destination) || onBridge && isLocal(p.Source)) {
-		return true
+	if pod != nil && !l.wiring.attached(pod) && (l.port(p.Source) == port || onBridge && (l.used[port] || !l.wiring.some)) {
+		return false // known by its route: on a bridge it may be any port's that is known of
 	}
-	return l.wiring.hold && !answer && (port != lab.UplinkName && unknown(p.Source) || p.Hook == "forward" && unknown(p.Destination))
+	if !l.wiring.hold {
+		return onBridge && !answer && isLocal(p.Source)
+	}
+	if pod != nil {
+		return onBridge || !answer
+	}
+	return !answer && (onBridge || inRanges(s, p.Source))
+}
+
+// inRanges says whether an address is of the pod ranges, and not the gateway's.
+func inRanges(s *inventory.Snapshot, a netip.Addr) bool {
+	return (range4.Contains(a) || range6.Contains(a)) && !slices.Contains(s.Gateway, a)
 }
 
 // isLocal says whether an address belongs to a link, not to a pod.
