@@ -57,7 +57,7 @@ func (e *Enforcer) wire() {
 		slices.Sort(*list)
 		*list = slices.Compact(*list)
 	}
-	if w.out.Hold && len(w.out.Ranges) == 0 && len(w.owner) == 0 && len(w.out.Pods) > 0 {
+	if w.out.Hold && len(w.out.Ranges) == 0 && len(w.bridges) == 0 && (e.cfg.Hold == "on" || len(e.seen) > 0 || len(w.out.Pods) > 0) {
 		e.refusedRanges = append(e.refusedRanges, "addresses that are not known yet are held only where pods are known to be: no range of pods' addresses is known; name it in podRanges")
 	}
 	e.wiring, e.compiler.Interfaces = w, w.out

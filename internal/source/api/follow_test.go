@@ -495,3 +495,18 @@ func TestNoticedWithinAMinute(t *testing.T) {
 		t.Errorf("a server that is back is asked after %v", d.retry)
 	}
 }
+
+// A node name that the API does not have enforces nothing: it is told.
+func TestNobodyOfThisNode(t *testing.T) {
+	for _, all := range []bool{true, false} {
+		a := filled()
+		s := newSource(t, Config{Server: "http://" + serve(t, a), NodeName: "gw-typo", AllPods: all}, nil)
+		f := run(t, s)
+		r := f.until("a warning", func(r source.Report) bool { return len(r.Objects.Policies) == 1 && len(r.Diagnostics) == 1 })
+		if text := r.Diagnostics[0].Message; !strings.Contains(text, "no pod of node gw-typo is listed") {
+			t.Errorf("told %q", text)
+		}
+		a.Put(pod("here", "gw-typo", "10.1.0.9"))
+		f.until("no warning", func(r source.Report) bool { return len(r.Diagnostics) == 0 })
+	}
+}

@@ -39,6 +39,9 @@ func (s *Source) assemble() source.Report {
 		report.Diagnostics = append(report.Diagnostics, manifest.Diagnostic{Severity: manifest.Warning,
 			Message: fmt.Sprintf("%s can't be read from %s (%s): what was read last stays in force", r.name, where, plain(r.err.Error()))})
 	}
+	if text := s.nobodyHere(&report); text != "" {
+		report.Diagnostics = append(report.Diagnostics, manifest.Diagnostic{Severity: manifest.Warning, Message: text})
+	}
 	if slices.Sort(refused); len(refused) > 0 {
 		report.Err = fmt.Errorf("api: %s: %s", where, strings.Join(slices.Compact(refused), "; "))
 	}
@@ -84,6 +87,17 @@ func refusalText(r *resource) string {
 		text += ": " + what
 	}
 	return text
+}
+
+// nobodyHere says that policies apply to nobody, which can be a wrong name; "" if they
+// do, or if the pods were not listed.
+func (s *Source) nobodyHere(r *source.Report) string {
+	local := slices.ContainsFunc(r.Objects.Pods, func(p *inventory.Pod) bool { return !p.Remote })
+	listed := slices.ContainsFunc(s.resources, func(r *resource) bool { return r.kind == inventory.KindPod && r.listed })
+	if local || !listed || len(r.Objects.Policies) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("no pod of node %s is listed: if pods run here, nodeName is not the name that the API has", s.config.NodeName)
 }
 
 // objects adds what is known of a resource, sorted by key.
