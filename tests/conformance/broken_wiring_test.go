@@ -91,17 +91,17 @@ var wiringDamages = []struct {
 	{"forward: nobody asks where it comes from", false, "routed, hold; routed, free; bridge, some", saying("forward", "not from where the pod is")},
 	{"input: nobody asks where it comes from", false, "routed, hold; routed, free; bridge, hold", saying("input", "not from where the pod is")},
 	{"forged sources pass", false, "routed, hold; bridge, hold; bridge, some", saying("foreign", "not the sending pod's address")},
-	{"forged pods pass", false, "routed, free", saying("foreign", "another pod's address")},
+	{"forged pods pass", false, "routed, free; routed, bare", saying("foreign", "another pod's address")},
 	{"what comes from a link passes", false, "bridge, free", saying("foreign", "a link's address")},
 	{"the unknown pass", false, "routed, hold; routed, some", saying("foreign", "not known yet, or another pod's")},
-	{"the LAN is held", false, "routed, hold; bridge, hold", saying("foreign", "carries no pods")},
+	{"the LAN is held", false, "routed, hold; bridge, hold; routed, bare", saying("foreign", "carries no pods")},
 	{"forward: what goes to no pod passes", false, "bridge, hold; bridge, free", saying("forward", "no pod's address")},
 	{"forward: the unknown are reached", false, "routed, hold; routed, some", saying("forward", "not known yet")},
 	{"a port's source is missing", true, "bridge, hold; bridge, free", elements("src_", without[ruleset.Element])},
 	{"a port's source too many", true, "bridge, hold; bridge, free", elements("src_", another)},
 	{"a port is not known", true, "bridge, free", elements("known", without[ruleset.Element])},
 	{"an owned address is missing", true, "bridge, hold; bridge, some", elements("owned_", without[ruleset.Element])},
-	{"from ports: forged pods pass", true, "bridge, hold; bridge, some", saying("prerouting", "another pod's address")},
+	{"from ports: forged pods pass", true, "bridge, hold; bridge, some; bridge, bare", saying("prerouting", "another pod's address")},
 	{"from ports: known pods send as anybody", true, "bridge, free", saying("prerouting", "not the sending pod's address")},
 	{"from ports: what is held passes", true, "bridge, hold; bridge, free; bridge, some", rules("hold", changeExpr(acceptInstead))},
 }
@@ -109,7 +109,7 @@ var wiringDamages = []struct {
 // TestABrokenWiringIsFound breaks what the tables say about interfaces, and asks as
 // TestABrokenTableIsFound does.
 func TestABrokenWiringIsFound(t *testing.T) {
-	of := map[string]uint64{"hold": 1, "free": 2, "some": 3} // of wirings
+	of := map[string]uint64{"hold": 1, "free": 2, "some": 3, "bare": 4} // of wirings
 	for _, kind := range []lab.Kind{lab.Routed, lab.Bridge} {
 		t.Run(kind.String(), func(t *testing.T) {
 			r := &run{court: newCourt(t, kind), tally: tally{}}

@@ -17,10 +17,11 @@ type wiring struct {
 	known bool // by CNI results
 	hold  bool
 	some  bool // a third of the pods has none, and ports without pods are too new to be known
+	bare  bool // no range of pods' addresses is known
 }
 
 // wirings take turns from seed to seed.
-var wirings = [...]wiring{{}, {known: true, hold: true}, {known: true}, {known: true, hold: true, some: true}}
+var wirings = [...]wiring{{}, {known: true, hold: true}, {known: true}, {known: true, hold: true, some: true}, {known: true, hold: true, some: true, bare: true}}
 
 func wiringOf(seed uint64) wiring { return wirings[seed%uint64(len(wirings))] }
 
@@ -28,6 +29,8 @@ func (w wiring) String() string {
 	switch {
 	case !w.known:
 		return "interfaces unknown"
+	case w.bare:
+		return "some interfaces known, hold, no ranges"
 	case w.some:
 		return "some interfaces known, hold"
 	case w.hold:
@@ -58,7 +61,7 @@ func (c *court) interfaces(s *inventory.Snapshot) (i ruleset.Interfaces) {
 		return i
 	}
 	i.Hold, i.Others = c.wiring.hold, []string{"lo", lab.UplinkName}
-	if i.Hold {
+	if i.Hold && !c.wiring.bare {
 		i.Ranges = policy.Ranges([]netip.Prefix{range4, range6}, c.own)
 	}
 	owned := map[string]bool{}
@@ -195,8 +198,12 @@ func (l *law) held(s *inventory.Snapshot, p ruleset.Packet, port string) bool {
 	if !l.wiring.known || p.Hook == "output" {
 		return false
 	}
-	return l.foreign(s, p, port) ||
-		p.Hook == "forward" && (isLocal(p.Destination) || l.wiring.hold && inRanges(s, p.Destination) && s.PodAt(p.Destination) == nil)
+	return l.foreign(s, p, port) || p.Hook == "forward" && l.nobody(s, p.Destination)
+}
+
+// nobody says whether what goes to an address is held because no pod is known there.
+func (l *law) nobody(s *inventory.Snapshot, to netip.Addr) bool {
+	return isLocal(to) || l.wiring.hold && s.PodAt(to) == nil && (l.inRanges(s, to) || via(l.kind, l.port(to)) == lab.BridgeName)
 }
 
 // foreign says whether a packet is held because its source is not known to be where
@@ -219,12 +226,13 @@ func (l *law) foreign(s *inventory.Snapshot, p ruleset.Packet, port string) bool
 	if pod != nil {
 		return onBridge || !answer
 	}
-	return !answer && (onBridge || inRanges(s, p.Source))
+	return !answer && (onBridge || l.inRanges(s, p.Source))
 }
 
-// inRanges says whether an address is of the pod ranges, and not the gateway's.
-func inRanges(s *inventory.Snapshot, a netip.Addr) bool {
-	return (range4.Contains(a) || range6.Contains(a)) && !slices.Contains(s.Gateway, a)
+// inRanges says whether an address is of the pod ranges that are known, and not the
+// gateway's.
+func (l *law) inRanges(s *inventory.Snapshot, a netip.Addr) bool {
+	return !l.wiring.bare && (range4.Contains(a) || range6.Contains(a)) && !slices.Contains(s.Gateway, a)
 }
 
 // isLocal says whether an address belongs to a link, not to a pod.
