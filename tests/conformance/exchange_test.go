@@ -123,6 +123,9 @@ func (c *cell) ask(s *inventory.Snapshot, o *inventory.Options, l law) {
 		}
 	}
 	c.table, c.held = l.trace(p, port), l.held(s, p, port)
+	if l.port != nil && l.unseen(p, port) {
+		c.evaluator.Allowed = true // nobody asks about policies yet
+	}
 	c.mirror = nil
 	if c.x.sender != nil {
 		return

@@ -49,6 +49,21 @@ func TestWhoSendsAsWhom(t *testing.T) {
 	}
 }
 
+// TestWhoSendsAsWhomOnAYoungBridge does the same before the bridge shows the inet
+// hooks what passes between its ports: then its own table alone stands there.
+func TestWhoSendsAsWhomOnAYoungBridge(t *testing.T) {
+	r := &run{court: newCourt(t, lab.Bridge), tally: tally{}}
+	r.makeYoung()
+	for seed := *firstSeed; seed < *firstSeed+20; seed++ {
+		r.forge(seed)
+	}
+	for _, w := range wirings {
+		if n := r.tally[w.String()+": "+forged]; n == nil || n[1] == 0 || w.known && n[0] == 0 {
+			t.Errorf("%s: %v denied and allowed: this proves nothing", w, n)
+		}
+	}
+}
+
 // forge judges a cluster's forged packets.
 func (r *run) forge(seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 7))

@@ -37,6 +37,7 @@ type court struct {
 	wiring       wiring
 	bridge       *nft.Conn // on a bridge
 	bridgeActual *ruleset.Table
+	young        bool        // the bridge shows the inet hooks nothing yet
 	bumps        int         // since the last sweep of stale stamps
 	port         uint16      // the last source port
 	since        int         // changes since conntrack was emptied

@@ -137,12 +137,13 @@ type law struct {
 	port   func(netip.Addr) string        // nil: nobody asks for interfaces
 	kind   lab.Kind                       // of what pods hang on
 	wiring wiring                         // of which the tables know
+	young  bool                           // what passes between ports meets the bridge's table alone
 	pods   map[string]map[netip.Addr]bool // what each attached pod's port may send from
 }
 
 // law gives the one in force.
 func (c *court) law() law {
-	l := law{inet: c.actual, bridge: c.bridgeActual, port: c.end, kind: c.Kind, wiring: c.wiring, used: map[string]bool{}, pods: map[string]map[netip.Addr]bool{}}
+	l := law{inet: c.actual, bridge: c.bridgeActual, port: c.end, kind: c.Kind, wiring: c.wiring, young: c.young, used: map[string]bool{}, pods: map[string]map[netip.Addr]bool{}}
 	if c.snapshot == nil {
 		return l
 	}
@@ -168,12 +169,7 @@ func (l *law) trace(p ruleset.Packet, port string) ruleset.Outcome {
 	if l.port == nil || p.Hook == "output" {
 		return l.inet.Trace(p)
 	}
-	out := ""
-	if p.Hook == "forward" {
-		if out = l.port(p.Destination); l.kind == lab.Bridge && isLocal(p.Destination) {
-			out = lab.BridgeName // some port
-		}
-	}
+	out := l.out(p)
 	if l.bridge != nil && via(l.kind, port) == lab.BridgeName {
 		// Trace knows the hooks of the inet family: the bridge's first takes the place of one.
 		first := ruleset.Table{Sets: l.bridge.Sets, Chains: maps.Clone(l.bridge.Chains)}
@@ -188,8 +184,27 @@ func (l *law) trace(p ruleset.Packet, port string) ruleset.Outcome {
 			return o
 		}
 	}
+	if l.unseen(p, port) {
+		return ruleset.Outcome{Verdict: ruleset.Accept, Mark: p.Mark}
+	}
 	p.InInterface, p.OutInterface = via(l.kind, port), via(l.kind, out)
 	return l.inet.Trace(p)
+}
+
+// out is where a packet goes: a port, if it is forwarded.
+func (l *law) out(p ruleset.Packet) string {
+	switch {
+	case p.Hook != "forward":
+		return ""
+	case l.kind == lab.Bridge && isLocal(p.Destination):
+		return lab.BridgeName // some port
+	}
+	return l.port(p.Destination)
+}
+
+// unseen says whether the inet hooks don't see a packet.
+func (l *law) unseen(p ruleset.Packet, port string) bool {
+	return l.young && via(l.kind, port) == lab.BridgeName && via(l.kind, l.out(p)) == lab.BridgeName
 }
 
 // held says what the evaluator knows nothing of: the exception of S11, and what the
@@ -198,7 +213,7 @@ func (l *law) held(s *inventory.Snapshot, p ruleset.Packet, port string) bool {
 	if !l.wiring.known || p.Hook == "output" {
 		return false
 	}
-	return l.foreign(s, p, port) || p.Hook == "forward" && l.nobody(s, p.Destination)
+	return l.foreign(s, p, port) || p.Hook == "forward" && !l.unseen(p, port) && l.nobody(s, p.Destination)
 }
 
 // nobody says whether what goes to an address is held because no pod is known there.
@@ -220,13 +235,14 @@ func (l *law) foreign(s *inventory.Snapshot, p ruleset.Packet, port string) bool
 	if pod != nil && !l.wiring.attached(pod) && (l.port(p.Source) == port || onBridge && (l.used[port] || !l.wiring.some)) {
 		return false // known by its route: on a bridge it may be any port's that is known of
 	}
+	unseen := l.unseen(p, port)
 	if !l.wiring.hold {
-		return onBridge && !answer && isLocal(p.Source)
+		return onBridge && !unseen && !answer && isLocal(p.Source)
 	}
 	if pod != nil {
 		return onBridge || !answer
 	}
-	return !answer && (onBridge || l.inRanges(s, p.Source))
+	return !answer && (onBridge && !(unseen && l.wiring.some && !l.used[port]) || l.inRanges(s, p.Source))
 }
 
 // inRanges says whether an address is of the pod ranges that are known, and not the
