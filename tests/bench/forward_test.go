@@ -190,7 +190,7 @@ func (l *lane) interfaces() ruleset.Interfaces {
 			}
 		}
 		if l.Kind == lab.Bridge {
-			i.Ports, i.Checked = append(i.Ports, name), append(i.Checked, name)
+			i.Ports, i.Checked, i.Known = append(i.Ports, name), append(i.Checked, name), append(i.Known, name)
 		} else {
 			i.Pods = append(i.Pods, name)
 		}
@@ -198,7 +198,7 @@ func (l *lane) interfaces() ruleset.Interfaces {
 	if l.Kind == lab.Bridge {
 		i.Pods = []string{lab.BridgeName}
 	}
-	for _, list := range [][]string{i.Pods, i.Ports, i.Checked, i.Others} {
+	for _, list := range [][]string{i.Pods, i.Ports, i.Checked, i.Known, i.Others} {
 		slices.Sort(list)
 	}
 	return i
