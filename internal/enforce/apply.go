@@ -265,7 +265,7 @@ func (e *Enforcer) check() {
 	if err == nil && got != nil && want != nil {
 		change := ruleset.Diff(got, want)
 		if change.Empty() { // other tables changed: look for flow tables there
-			e.gen, e.links = gen, nil
+			e.gen, e.linksOld = gen, true
 			e.update()
 			return
 		}

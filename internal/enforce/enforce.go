@@ -86,7 +86,9 @@ type Enforcer struct {
 	notes         []string                     // what sources say differently
 	bridges       []string                     // problems with bridges (S26)
 	look          bool                         // the gateway's links changed, or pods came
-	interfaces    map[string]gateway.Interface // nil: to be read
+	interfaces    map[string]gateway.Interface // as last read
+	interfacesOld bool                         // they may have changed since
+	interfacesErr error                        // they can't be read
 	wiring        wiring
 	ranges        []netip.Prefix // that are held
 	refusedRanges []string
@@ -97,8 +99,9 @@ type Enforcer struct {
 	outside       map[inventory.Key]time.Time // pods that may be gone, since when
 	seen          map[string]bool             // sandboxes and networks that are in force
 	latency       status.Latency
-	links         map[netip.Addr]gateway.PodLink
-	offloaded     map[string]string // interfaces in other programs' flow tables
+	links         map[netip.Addr]gateway.PodLink // as last read
+	linksOld      bool                           // they may have changed since
+	offloaded     map[string]string              // interfaces in other programs' flow tables
 	since         map[inventory.Key]version
 	updates       int // how often update ran
 	generation    uint64
@@ -197,7 +200,7 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 			ready()
 			ready = nil
 		}
-		r.after(e.updates, e.applyErr == nil && e.gatewayErr == nil && e.linksErr == nil)
+		r.after(e.updates, e.applyErr == nil && e.gatewayErr == nil && e.linksErr == nil && e.interfacesErr == nil)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -479,5 +482,5 @@ func (e *Enforcer) readGateway() {
 		return
 	}
 	e.own, e.nextHops = f.Addresses, f.NextHops
-	e.links, e.interfaces = nil, nil
+	e.linksOld, e.interfacesOld = true, true
 }

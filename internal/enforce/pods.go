@@ -18,23 +18,21 @@ import (
 // lookAtPods finds each pod's interface by its route, has the bridges among them
 // filter (S26), and names the pods whose traffic does not pass the table (S34).
 func (e *Enforcer) lookAtPods() {
-	if e.linksErr != nil {
-		e.links, e.linksErr = nil, nil
+	fresh := e.links == nil || e.linksOld || e.linksErr != nil // addresses, links or routes of the gateway changed
+	known := e.links
+	if fresh {
+		known = map[netip.Addr]gateway.PodLink{}
 	}
-	fresh := e.links == nil // addresses, links or routes of the gateway changed
 	var missing []netip.Addr
 	for _, p := range e.snapshot.Pods {
 		if !p.Enforceable() || p.Remote {
 			continue
 		}
 		for _, a := range p.Addresses {
-			if _, ok := e.links[a]; !ok {
+			if _, ok := known[a]; !ok {
 				missing = append(missing, a)
 			}
 		}
-	}
-	if fresh {
-		e.links = map[netip.Addr]gateway.PodLink{}
 	}
 	if len(missing) > 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
@@ -44,9 +42,10 @@ func (e *Enforcer) lookAtPods() {
 			return // what was switched on and known last stays; health says why
 		}
 		for i, l := range links {
-			e.links[missing[i]] = l
+			known[missing[i]] = l
 		}
 	}
+	e.links, e.linksOld, e.linksErr = known, false, nil
 	if e.look = fresh || len(missing) > 0; e.look {
 		offloaded, err := nft.Offloaded()
 		if e.linksErr = err; err != nil {

@@ -197,6 +197,9 @@ func (e *Enforcer) health(s *status.Status) (string, []string) {
 	if e.linksErr != nil {
 		degraded = append(degraded, "where the pods are can't be read, so bridges and pods that are not enforceable may go unnoticed: "+e.linksErr.Error())
 	}
+	if e.interfacesErr != nil {
+		degraded = append(degraded, "the gateway's interfaces can't be read, those known last count: "+e.interfacesErr.Error())
+	}
 	if e.gatewayErr != nil {
 		degraded = append(degraded, "the gateway's own addresses can't be read: "+e.gatewayErr.Error())
 	}

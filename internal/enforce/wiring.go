@@ -82,18 +82,16 @@ func (e *Enforcer) interfacesOf() map[string]gateway.Interface {
 			return slices.ContainsFunc(a.Interfaces, func(name string) bool { return e.interfaces[name].Name == "" })
 		})
 	})
-	if e.interfaces != nil && !missing {
+	if e.interfaces != nil && !e.interfacesOld && !missing {
 		return e.interfaces
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
 	defer cancel()
 	all, err := gateway.Interfaces(ctx)
-	if err != nil {
-		e.linksErr = err
-		return e.interfaces
+	if e.interfacesErr = err; err == nil { // else what was known last stays
+		e.interfaces, e.interfacesOld = all, false
 	}
-	e.interfaces = all
-	return all
+	return e.interfaces
 }
 
 // wiring is where the pods hang.
