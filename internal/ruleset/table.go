@@ -53,11 +53,11 @@ func (t *Table) Ours() bool {
 		ports := t.Sets[setPorts]
 		return ports != nil && slices.Equal(ports.Key, []Type{TypeInterface})
 	}
-	nd, pods := t.Sets[setND], t.Sets["pods_v4"]
-	if pods == nil {
-		pods = t.Sets["pods_v4"+alternatives[1]]
-	}
-	return nd != nil && pods != nil && slices.Equal(nd.Key, []Type{TypeICMPv6}) && slices.Equal(pods.Key, []Type{TypeIPv4})
+	nd := t.Sets[setND]
+	return nd != nil && slices.Equal(nd.Key, []Type{TypeICMPv6}) && slices.ContainsFunc(alternatives[:], func(ending string) bool {
+		pods := t.Sets["pods_v4"+ending]
+		return pods != nil && slices.Equal(pods.Key, []Type{TypeIPv4})
+	})
 }
 
 // Mark is the epoch in the connection mark: the bits of Mask, equal to Epoch for
