@@ -48,7 +48,8 @@ type Topology struct {
 	// address of each.
 	Uplink []netip.Prefix
 	// Dynamic leaves it to the gateway's kernel to find its pods by ARP and
-	// neighbour discovery. Otherwise it has permanent entries; pods always ask.
+	// neighbour discovery. Otherwise it has permanent entries; pods always ask. The
+	// first packets to a neighbour can be lost then, as outside a lab.
 	Dynamic bool
 }
 
