@@ -221,13 +221,14 @@ func FuzzParseResult(f *testing.F) {
 		x.result = result
 		f.Add(x.json())
 	}
+	f.Add([]byte(`{"kind":"cniCacheV1"}`))
 	written := time.Unix(1, 0)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		e, err := parseResult(data, written)
 		if err != nil && (e != nil || err.Error() == "") {
 			t.Fatalf("both an entry and an error: %v", err)
 		}
-		if e == nil {
+		if e == nil || e == stranger {
 			return
 		}
 		a := e.attachment
