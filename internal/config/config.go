@@ -36,6 +36,9 @@ type Config struct {
 	Socket             Path       `json:"socket"`
 	Table              Table      `json:"table"`
 	Log                Log        `json:"log"`
+	Audit              Audit      `json:"audit"`
+	Metrics            Metrics    `json:"metrics"`
+	Enforcement        Mode       `json:"enforcement"`
 	IPBlockMatchesPods bool       `json:"ipBlockMatchesPods"`
 	Denied             Denied     `json:"denied"`
 	Gateway            Gateway    `json:"gateway"`
@@ -103,9 +106,27 @@ type Directory struct {
 	Path Path `json:"path"`
 }
 
-// Log is what the daemon writes to standard error.
+// Log is what the daemon tells, and where to.
 type Log struct {
-	Level Level `json:"level"`
+	Level  Level  `json:"level"`
+	Format Format `json:"format"`
+}
+
+// Audit is what is told of packets.
+type Audit struct {
+	Denied AuditDenied `json:"denied"`
+}
+
+// AuditDenied is how packets that policies deny are told.
+type AuditDenied struct {
+	Enabled    bool     `json:"enabled"`
+	PerPodRate Rate     `json:"perPodRate"`
+	Window     Duration `json:"window"`
+}
+
+// Metrics is where Prometheus may ask, beside the status socket.
+type Metrics struct {
+	Listen Loopback `json:"listen"`
 }
 
 // Gateway is what pods may do with the gateway's own addresses (S25).
@@ -134,6 +155,9 @@ func Default() Config {
 		Socket:             "/run/edgepolicyd/edgepolicyd.sock",
 		Table:              "edgepolicyd",
 		IPBlockMatchesPods: o.IPBlockMatchesPods,
+		Log:                Log{Format: "auto"},
+		Audit:              Audit{AuditDenied{Enabled: o.Log, PerPodRate: Rate(o.LogRate), Window: Duration(10 * time.Second)}},
+		Enforcement:        "enforce",
 		Denied:             "drop",
 		Gateway:            Gateway{Egress: "enforce"},
 		ConnectionMark:     Mark{Mask(o.MarkMask)},
@@ -234,6 +258,9 @@ func (c Config) Options() inventory.Options {
 		IPBlockMatchesPods: c.IPBlockMatchesPods,
 		GatewayEgress:      c.Gateway.Egress == "enforce",
 		Reject:             c.Denied == "reject",
+		Audit:              c.Enforcement == "audit",
+		Log:                c.Audit.Denied.Enabled,
+		LogRate:            uint32(c.Audit.Denied.PerPodRate),
 		MarkMask:           uint32(c.ConnectionMark.Mask),
 	}
 	for _, p := range c.Gateway.AllowFromPods {

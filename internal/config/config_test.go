@@ -102,7 +102,10 @@ sources: {directory: {path: /srv/policies/}}
 stateDir: /data/edge
 socket: /run/x.sock
 table: edge_2
-log: {level: debug}
+log: {level: debug, format: json}
+audit: {denied: {enabled: false, perPodRate: 7, window: 1m}}
+metrics: {listen: "[::1]:9469"}
+enforcement: audit
 ipBlockMatchesPods: false
 denied: reject
 gateway: {egress: allow, allowFromPods: [53/UDP, 65535/SCTP]}
@@ -113,14 +116,15 @@ connectionMark: {mask: 0x0000f000}
 	if len(found) > 0 {
 		t.Fatal(found)
 	}
-	if c.Sources.Directory.Path != "/srv/policies" || c.StateDir != "/data/edge" || c.Socket != "/run/x.sock" || c.Table != "edge_2" || slog.Level(c.Log.Level) != slog.LevelDebug {
+	if c.Sources.Directory.Path != "/srv/policies" || c.StateDir != "/data/edge" || c.Socket != "/run/x.sock" || c.Table != "edge_2" || slog.Level(c.Log.Level) != slog.LevelDebug ||
+		c.Log.Format != "json" || c.Audit.Denied.Window != Duration(time.Minute) || c.Metrics.Listen != "[::1]:9469" {
 		t.Errorf("%+v", c)
 	}
 	want := inventory.Options{
 		GatewayPorts: []inventory.Port{{Protocol: inventory.UDP, First: 53, Last: 53}, {Protocol: inventory.SCTP, First: 65535, Last: 65535}},
 		NeverIsolate: []inventory.Key{{Namespace: "kube-system"}, {Namespace: "default", Name: "agent-0.x"}},
 		NeverPods:    []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24"), netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("fd00::1/128")},
-		Reject:       true, MarkMask: 0xf000,
+		Reject:       true, Audit: true, LogRate: 7, MarkMask: 0xf000,
 	}
 	if o := c.Options(); !reflect.DeepEqual(o, want) {
 		t.Errorf("options %+v, want %+v", o, want)
@@ -130,7 +134,7 @@ connectionMark: {mask: 0x0000f000}
 func TestErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"stateDir: /a\ntabel: x":                     "c.yaml:2:1: tabel: unknown field: did you mean table?",
-		"log: {colour: x}":                           "c.yaml:1:7: log.colour: unknown field: known here are level",
+		"log: {colour: x}":                           "c.yaml:1:7: log.colour: unknown field: known here are format, level",
 		"Table: x":                                   "c.yaml:1:1: Table: unknown field: did you mean table?",
 		"table: a\ntable: b":                         "c.yaml:2:1: table: the key stands twice",
 		"table: 1st":                                 "c.yaml:1:8: table: 1st: must be letters",
@@ -162,6 +166,11 @@ func TestErrors(t *testing.T) {
 		"connectionMark: {mask: 0xf0f0}":             "must be at least 4 neighbouring bits",
 		"connectionMark: {mask: 0x1ff000000}":        "must be at least 4 neighbouring bits",
 		"connectionMark: {mask: ff}":                 "must be at least 4 neighbouring bits",
+		"enforcement: off":                           "must be enforce or audit",
+		"metrics: {listen: 0.0.0.0:9469}":            "must be a loopback address and a port",
+		"metrics: {listen: 127.0.0.1}":               "must be a loopback address and a port",
+		"audit: {denied: {perPodRate: 0}}":           "must be a number from 1 to 1000",
+		"log: {format: xml}":                         "must be auto or journal or text or json",
 		"stateDir: var/lib":                          "must be an absolute path",
 		"socket: \"\"":                               "must be an absolute path",
 		"ipBlockMatchesPods: \"true\"":               "must be true or false",

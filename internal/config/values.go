@@ -52,6 +52,14 @@ type (
 	Scope string
 	// Preset is the name of an API that gateways are known to have.
 	Preset string
+	// Format is how the daemon's log is written: auto, journal, text or json.
+	Format string
+	// Mode says what policies do: enforce or audit.
+	Mode string
+	// Rate is a number of packets a second.
+	Rate uint32
+	// Loopback is an address of the gateway itself and a port, or empty for none.
+	Loopback string
 	// Mask is the part of the 32-bit connection mark that is the daemon's.
 	Mask uint32
 )
@@ -138,6 +146,36 @@ func (p *Preset) UnmarshalText(text []byte) error {
 		return nil
 	}
 	return oneOf((*string)(p), text, "edge-kubelet", "metaserver", "k3s", "kubeadm")
+}
+
+// UnmarshalText reads auto, journal, text or json.
+func (f *Format) UnmarshalText(text []byte) error {
+	return oneOf((*string)(f), text, "auto", "journal", "text", "json")
+}
+
+// UnmarshalText reads enforce or audit.
+func (m *Mode) UnmarshalText(text []byte) error { return oneOf((*string)(m), text, "enforce", "audit") }
+
+// maxRate is far more than a person can read, and little for a processor.
+const maxRate = 1000
+
+// UnmarshalText reads a number of packets a second.
+func (r *Rate) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 32)
+	if err != nil || n == 0 || n > maxRate {
+		return fmt.Errorf("must be a number from 1 to %d", maxRate)
+	}
+	*r = Rate(n)
+	return nil
+}
+
+// UnmarshalText reads a loopback address and a port, or nothing.
+func (l *Loopback) UnmarshalText(text []byte) error {
+	if a, err := netip.ParseAddrPort(string(text)); len(text) > 0 && (err != nil || !a.Addr().IsLoopback() || a.Port() == 0) {
+		return errors.New("must be a loopback address and a port, such as 127.0.0.1:9469 or [::1]:9469")
+	}
+	*l = Loopback(text)
+	return nil
 }
 
 // UnmarshalText reads drop or reject.

@@ -244,6 +244,9 @@ type Policy struct {
 	Selector labels.Selector // spec.podSelector
 	Isolates [2]bool         // spec.policyTypes, by Direction
 	Rules    [2][]Rule       // spec.ingress and spec.egress, by Direction; they count only where Isolates does
+	// Audit: the annotation edgepolicy.io/enforcement is audit. The policy has no part
+	// in what passes; what it would deny is told. See Options.Audits.
+	Audit bool
 }
 
 // Selects says whether the policy applies to a pod (S3, S5), whichever direction

@@ -25,6 +25,12 @@ type Options struct {
 	// Reject: denied packets are answered (TCP reset, ICMP port unreachable)
 	// instead of dropped silently.
 	Reject bool
+	// Audit: all policies are as if they were annotated so (enforcement: audit).
+	Audit bool
+	// Log: packets that the policies deny, or would deny, are shown to NFLOG
+	// (audit.denied.enabled), LogRate a second of each pod and direction.
+	Log     bool
+	LogRate uint32
 	// MarkMask: the bits of the connection mark that hold the epoch;
 	// contiguous.
 	MarkMask uint32
@@ -32,8 +38,14 @@ type Options struct {
 
 // DefaultOptions are those of an empty configuration.
 func DefaultOptions() Options {
-	return Options{IPBlockMatchesPods: true, GatewayEgress: true, MarkMask: 0xff000000}
+	return Options{IPBlockMatchesPods: true, GatewayEgress: true, Log: true, LogRate: 10, MarkMask: 0xff000000}
 }
+
+// Audits says whether a policy is only tried: it neither isolates nor allows. A pod
+// that no other policy isolates in a direction, but one such policy would, passes
+// everything there, and what no such policy that selects it allows is told as what
+// they would deny.
+func (o *Options) Audits(p *Policy) bool { return o.Audit || p.Audit }
 
 // NeverIsolated says whether S35 exempts the pod from isolation.
 func (o *Options) NeverIsolated(pod Key) bool {

@@ -33,7 +33,7 @@ type policyMeta struct {
 	Namespace string            `json:"namespace"`
 	Labels    map[string]string `json:"labels,omitempty"`
 
-	Annotations                any `json:"annotations,omitempty"`
+	Annotations                any `json:"annotations,omitempty"` // see enforcement
 	CreationTimestamp          any `json:"creationTimestamp,omitempty"`
 	DeletionGracePeriodSeconds any `json:"deletionGracePeriodSeconds,omitempty"`
 	DeletionTimestamp          any `json:"deletionTimestamp,omitempty"`
@@ -52,16 +52,34 @@ func (l *log) policyObject(key inventory.Key, origin inventory.Origin) *inventor
 	var m policyManifest
 	(&reader{log: l}).read(l.node, nil, reflect.ValueOf(&m).Elem())
 	l.metadata(meta{m.Metadata.Name, key.Namespace, m.Metadata.Labels}, validation.IsDNS1123Subdomain)
-	return l.policy(key, origin, &m.Spec)
+	audit := false
+	if n := child(locate(l.node, "metadata.annotations"), EnforcementAnnotation); n != nil {
+		audit = l.audits(deref(n).Value)
+	}
+	return l.policy(key, origin, &m.Spec, audit)
+}
+
+// EnforcementAnnotation of a NetworkPolicy says whether it is enforced: enforce, as
+// without it, or audit, which only tells what it would deny.
+const EnforcementAnnotation = "edgepolicy.io/enforcement"
+
+var enforcementPath = field.NewPath("metadata", "annotations").Key(EnforcementAnnotation)
+
+// audits reads the value of EnforcementAnnotation.
+func (l *log) audits(value string) bool {
+	if value != "" && value != "enforce" && value != "audit" {
+		l.fail(enforcementPath, value, "must be enforce or audit")
+	}
+	return value == "audit"
 }
 
 // policy defaults, validates and converts a spec, which it changes to its
 // canonical form. It stands for ValidateNetworkPolicySpec of the API server,
 // which no library offers.
-func (l *log) policy(key inventory.Key, origin inventory.Origin, spec *networkingv1.NetworkPolicySpec) *inventory.Policy {
+func (l *log) policy(key inventory.Key, origin inventory.Origin, spec *networkingv1.NetworkPolicySpec, audit bool) *inventory.Policy {
 	setDefaults(spec)
 	p := field.NewPath("spec")
-	policy := &inventory.Policy{Head: inventory.Head{Key: key, Origin: origin}}
+	policy := &inventory.Policy{Head: inventory.Head{Key: key, Origin: origin}, Audit: audit}
 	policy.Selector = l.selector(&spec.PodSelector, p.Child("podSelector"))
 	for i, rule := range spec.Ingress {
 		at := p.Child("ingress").Index(i)
@@ -79,6 +97,9 @@ func (l *log) policy(key inventory.Key, origin inventory.Origin, spec *networkin
 	}
 	m := policyManifest{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Spec: *spec}
 	m.Metadata.Name, m.Metadata.Namespace = key.Name, key.Namespace
+	if audit {
+		m.Metadata.Annotations = map[string]string{EnforcementAnnotation: "audit"}
+	}
 	policy.JSON = canonical(m)
 	return policy
 }

@@ -55,7 +55,7 @@ func Served(source string, kind inventory.Kind, data []byte) (Document, []Diagno
 		var np networkingv1.NetworkPolicy
 		if err = json.UnmarshalCaseSensitivePreserveInts(data, &np); err == nil {
 			l.metadata(meta{np.Name, doc.Key.Namespace, np.Labels}, validation.IsDNS1123Subdomain)
-			doc.Policy = l.policy(doc.Key, doc.Origin, &np.Spec)
+			doc.Policy = l.policy(doc.Key, doc.Origin, &np.Spec, l.audits(np.Annotations[EnforcementAnnotation]))
 		}
 	}
 	if err != nil {

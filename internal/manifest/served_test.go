@@ -70,3 +70,32 @@ func TestServedErrors(t *testing.T) {
 		t.Errorf("namespace: %+v", doc)
 	}
 }
+
+// A policy may be only tried: its annotation says so, from every source and again
+// from the saved form.
+func TestEnforcementAnnotation(t *testing.T) {
+	for value, want := range map[string]struct{ audit, valid bool }{
+		"": {false, true}, "enforce": {false, true}, "audit": {true, true}, "Audit": {false, false}, "off": {false, false},
+	} {
+		object := `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"a","annotations":{"x":"y","edgepolicy.io/enforcement":"` + value + `"}},"spec":{}}`
+		served, _ := Served("api", inventory.KindPolicy, []byte(object))
+		f := Decode("directory", "a.yaml", []byte(object))
+		written := f.Documents[0]
+		for _, doc := range []Document{served, written} {
+			if doc.Valid != want.valid || doc.Valid && doc.Policy.Audit != want.audit {
+				t.Errorf("%q from %s: valid %t, policy %+v", value, doc.Origin.Source, doc.Valid, doc.Policy)
+				continue
+			}
+			if !doc.Valid {
+				continue
+			}
+			again := Decode("state", "", doc.Policy.JSON)
+			if p := again.Documents[0].Policy; p == nil || p.Audit != want.audit {
+				t.Errorf("%q from %s, saved and read: %+v", value, doc.Origin.Source, p)
+			}
+		}
+		if !want.valid && (len(f.Diagnostics) != 1 || !strings.Contains(f.Diagnostics[0].String(), "must be enforce or audit")) {
+			t.Errorf("%q: %v", value, f.Diagnostics)
+		}
+	}
+}

@@ -25,6 +25,20 @@ type Packet struct {
 	Mark                 uint32
 }
 
+// Counts are what a counter holds.
+type Counts struct{ Packets, Bytes uint64 }
+
+// BaseChain is a base chain of another program's table, at one of the hooks that
+// pods' packets pass.
+type BaseChain struct {
+	Family   string // ip, ip6, inet, bridge or netdev
+	Table    string
+	Name     string
+	Hook     string // prerouting, input, forward, output, postrouting or ingress
+	Priority int32
+	Drop     bool // its policy is drop
+}
+
 // Step is a rule whose expressions all matched.
 type Step struct {
 	Chain string

@@ -9,6 +9,7 @@ package status
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -146,6 +147,31 @@ type Known struct {
 	NodeName   string             `json:"nodeName"` // pods of other nodes are peers only
 	Objects    []state.Object     `json:"objects"`
 	Interfaces ruleset.Interfaces `json:"interfaces"`
+}
+
+// DeniedFlow is a flow that policies denied, or would deny, as told by the packets
+// that the kernel showed: it shows a few a second of each pod.
+type DeniedFlow struct {
+	Seq       uint64    `json:"seq"`       // higher than that of every flow whose last packet came before
+	Verdict   string    `json:"verdict"`   // "denied", or "would deny" in audit mode
+	Direction string    `json:"direction"` // "ingress" or "egress": of the pod whose policies they are
+	Pod       string    `json:"pod"`       // "namespace/name", the one whose policies they are
+	Policies  []string  `json:"policies"`  // that isolate it, "namespace/name"
+	From      DeniedEnd `json:"from"`
+	To        DeniedEnd `json:"to"`
+	Protocol  string    `json:"protocol"`       // "TCP", "ICMP", or a number
+	Port      uint16    `json:"port,omitempty"` // destination port, of protocols that have ports
+	Interface string    `json:"interface"`      // that the last packet came in by
+	First     time.Time `json:"first"`
+	Last      time.Time `json:"last"`
+	Packets   uint64    `json:"packets"` // that were shown
+}
+
+// DeniedEnd is one end of a DeniedFlow.
+type DeniedEnd struct {
+	Address netip.Addr `json:"address"`
+	Pod     string     `json:"pod,omitempty"` // "namespace/name", if it is a known pod's
+	Gateway bool       `json:"gateway,omitempty"`
 }
 
 // Daemon is what the server asks. Its methods are called by several goroutines
