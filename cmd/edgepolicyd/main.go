@@ -118,7 +118,7 @@ on standard output, and an error is {"error": "..."} on standard error.`,
 	root.PersistentFlags().StringVar(&a.configPath, "config", config.DefaultPath, "the daemon's configuration file")
 	complete(root, "output", "text", "json")
 	root.AddCommand(a.runCommand(), a.checkCommand(), a.reloadCommand(), a.matrixCommand(),
-		a.planCommand(), a.statusCommand(), a.flushCommand(), a.restoreCommand(), a.versionCommand())
+		a.planCommand(), a.explainCommand(), a.deniedCommand(), a.reportCommand(), a.doctorCommand(), a.statusCommand(), a.flushCommand(), a.restoreCommand(), a.versionCommand())
 	root.SetHelpCommand(helpCommand(root))
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {
