@@ -1,0 +1,44 @@
+package nft
+
+import (
+	"slices"
+	"testing"
+
+	"edgepolicy.io/edgepolicyd/internal/ruleset"
+)
+
+// Base chains of others are found in every family with their hook, priority and
+// policy; ours, and chains without a hook, are not among them.
+func TestBaseChainsOfOthers(t *testing.T) {
+	inNamespace(t)
+	nft(t, `
+table inet edgepolicyd { chain forward { type filter hook forward priority 0; policy drop; }; }
+table bridge edgepolicyd { chain prerouting { type filter hook prerouting priority -300; }; }
+table ip edgepolicyd { chain mine { type filter hook forward priority 1; }; }
+table ip filter {
+	chain FORWARD { type filter hook forward priority filter; policy drop; };
+	chain DOCKER { };
+}
+table ip6 filter { chain INPUT { type filter hook input priority -5; }; }
+table bridge b { chain forward { type filter hook forward priority -200; }; }
+table arp a { chain output { type filter hook output priority 0; }; }
+table netdev n { chain ingress { type filter hook ingress device lo priority 7; policy drop; }; }
+table inet nat { chain postrouting { type nat hook postrouting priority srcnat; }; }
+`, "-f", "-")
+	got, err := BaseChains("edgepolicyd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []ruleset.BaseChain{
+		{Family: "arp", Table: "a", Name: "output", Hook: "output"},
+		{Family: "bridge", Table: "b", Name: "forward", Hook: "forward", Priority: -200},
+		{Family: "inet", Table: "nat", Name: "postrouting", Hook: "postrouting", Priority: 100},
+		{Family: "ip", Table: "edgepolicyd", Name: "mine", Hook: "forward", Priority: 1},
+		{Family: "ip", Table: "filter", Name: "FORWARD", Hook: "forward", Drop: true},
+		{Family: "ip6", Table: "filter", Name: "INPUT", Hook: "input", Priority: -5},
+		{Family: "netdev", Table: "n", Name: "ingress", Hook: "ingress", Priority: 7, Drop: true},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("base chains:\n%+v\nwant:\n%+v", got, want)
+	}
+}
