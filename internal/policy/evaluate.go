@@ -75,6 +75,10 @@ type Decision struct {
 	Policies []inventory.Key // those that isolate the pod in this direction, sorted
 	Rule     *RuleRef        // the first that allows, in the order of the policies; nil if none had to
 	Reason   string          // why, as the rest of a sentence: "not isolated"
+	// Audited are the policies that would isolate the pod in this direction if they
+	// were enforced, sorted; none where a policy that is enforced isolates it.
+	Audited   []inventory.Key
+	WouldDeny bool // allowed, but by none of Audited
 }
 
 // Verdict is what both sides say together.
@@ -82,6 +86,11 @@ type Verdict struct {
 	Allowed bool
 	Egress  Decision // the source's
 	Ingress Decision // the destination's
+}
+
+// WouldDeny says whether the flow passes only because policies are audited.
+func (v Verdict) WouldDeny() bool {
+	return v.Allowed && (v.Egress.WouldDeny || v.Ingress.WouldDeny)
 }
 
 // Evaluate says whether the snapshot's policies allow a flow, and why.
@@ -135,42 +144,68 @@ func (j judge) side(d inventory.Direction, f Flow) Decision {
 	if j.o.NeverIsolated(own.Pod.Key) { // S35
 		return Decision{Allowed: true, Reason: "never isolated"}
 	}
-	isolating := j.isolating(own.Pod, d)
-	if len(isolating) == 0 { // S11
-		return Decision{Allowed: true, Reason: "not isolated"}
+	enforced, audited := j.isolating(own.Pod, d)
+	if len(enforced) == 0 { // S11
+		return j.audit(audited, d, f, peer)
 	}
-	dec := Decision{Isolated: true}
-	for _, p := range isolating {
-		dec.Policies = append(dec.Policies, p.Key)
-	}
+	dec := Decision{Isolated: true, Policies: keysOf(enforced)}
 	if dec.Reason = j.exempt(d, f); dec.Reason != "" {
 		dec.Allowed = true
 		return dec
 	}
-	for _, p := range isolating { // S12: a union; what one of them allows is allowed
-		for i, r := range p.Rules[d] { // S14: no rules allow nothing
-			if j.peersMatch(p, r, peer) && j.portsMatch(r, f) { // S13: of the same rule
-				dec.Allowed = true
-				dec.Rule = &RuleRef{Policy: p.Key, Direction: d, Index: i}
-				dec.Reason = "allowed by " + dec.Rule.String()
-				return dec
-			}
-		}
+	if dec.Rule = j.allowing(enforced, d, f, peer); dec.Rule != nil {
+		dec.Allowed = true
+		dec.Reason = "allowed by " + dec.Rule.String()
+		return dec
 	}
 	dec.Reason = "not allowed by " + joinKeys(dec.Policies)
 	return dec
 }
 
-// isolating lists the policies that isolate a pod in a direction (S11).
-func (j judge) isolating(pod *inventory.Pod, d inventory.Direction) []*inventory.Policy {
-	var found []*inventory.Policy
+// audit is the decision for a pod that no policy isolates: all is allowed,
+// whatever the audited ones say. What none of them allows they would deny.
+func (j judge) audit(audited []*inventory.Policy, d inventory.Direction, f Flow, peer Endpoint) Decision {
+	dec := Decision{Allowed: true, Reason: "not isolated", Audited: keysOf(audited)}
+	if len(audited) == 0 || j.exempt(d, f) != "" || j.allowing(audited, d, f, peer) != nil {
+		return dec
+	}
+	dec.WouldDeny = true
+	are := "which is"
+	if len(audited) > 1 {
+		are = "which are"
+	}
+	dec.Reason = fmt.Sprintf("would be denied: not allowed by %s, %s only audited", joinKeys(dec.Audited), are)
+	return dec
+}
+
+// isolating lists the policies that isolate a pod in a direction (S11), and those
+// that would if they were enforced.
+func (j judge) isolating(pod *inventory.Pod, d inventory.Direction) (enforced, audited []*inventory.Policy) {
 	for _, p := range j.s.Policies {
-		if p.Isolates[d] && // S2: policyTypes, defaulted; rules of another direction do not count
-			p.Selects(pod) { // S3, S5
-			found = append(found, p)
+		if !p.Isolates[d] || // S2: policyTypes, defaulted; rules of another direction do not count
+			!p.Selects(pod) { // S3, S5
+			continue
+		}
+		if j.o.Audits(p) {
+			audited = append(audited, p)
+		} else {
+			enforced = append(enforced, p)
 		}
 	}
-	return found
+	return enforced, audited
+}
+
+// allowing gives the first rule of the policies that allows a flow (S12: a union;
+// what one of them allows is allowed).
+func (j judge) allowing(policies []*inventory.Policy, d inventory.Direction, f Flow, peer Endpoint) *RuleRef {
+	for _, p := range policies {
+		for i, r := range p.Rules[d] { // S14: no rules allow nothing
+			if j.peersMatch(p, r, peer) && j.portsMatch(r, f) { // S13: of the same rule
+				return &RuleRef{Policy: p.Key, Direction: d, Index: i}
+			}
+		}
+	}
+	return nil
 }
 
 // exempt says why no policy is asked about a flow, or nothing where policies are.
@@ -285,6 +320,14 @@ func (j judge) portMatches(p inventory.Port, f Flow) bool {
 		}
 	}
 	return false
+}
+
+// keysOf gives the policies' keys.
+func keysOf(policies []*inventory.Policy) (keys []inventory.Key) {
+	for _, p := range policies {
+		keys = append(keys, p.Key)
+	}
+	return keys
 }
 
 // joinKeys lists keys as "a/b, c/d".

@@ -54,7 +54,9 @@ type Cell struct {
 	Port     uint16 `json:"port"`
 	Protocol string `json:"protocol"` // TCP, UDP or SCTP
 	Allowed  bool   `json:"allowed"`
-	Reason   string `json:"reason"`
+	// WouldDeny: allowed only because policies are audited.
+	WouldDeny bool   `json:"wouldDeny,omitempty"`
+	Reason    string `json:"reason"`
 }
 
 // Matrix says who reaches whom: one cell for each source, destination, address
@@ -137,7 +139,7 @@ func matrixCell(s *inventory.Snapshot, o *inventory.Options, from, to matrixEnd,
 		Protocol: p.Protocol,
 		Port:     p.Port,
 	})
-	c := Cell{From: from.name, To: to.name, Port: p.Port, Protocol: p.Protocol.String(), Allowed: v.Allowed}
+	c := Cell{From: from.name, To: to.name, Port: p.Port, Protocol: p.Protocol.String(), Allowed: v.Allowed, WouldDeny: v.WouldDeny()}
 	if dst.IsValid() {
 		c.ToIP = dst.String()
 	}
@@ -204,10 +206,12 @@ func matrixSort(ports []MatrixPort) []MatrixPort {
 // matrixColumns is how many destinations fit beside the names on a terminal.
 const matrixColumns = 20
 
-// matrixLegend explains the marks; marks lists them in the order of lists.
+// matrixLegend explains the marks, auditLegend the one that only audited policies
+// make; marks lists them in the order of lists.
 const (
 	matrixLegend = "+ reached, x not, 4 or 6 by that IP family only, ~ at some addresses only, = itself, blank not asked\n"
-	marks        = "+46~x"
+	marks        = "+?46~x"
+	auditLegend  = "? reached, but audited policies would deny it, at least at some addresses\n"
 )
 
 // WriteMatrix prints cells for a terminal: a table for each port, or for all
@@ -242,6 +246,9 @@ func WriteMatrix(w io.Writer, cells []Cell) error {
 	text := "nobody to ask about\n"
 	if len(drawings) > 0 {
 		text = matrixLegend
+	}
+	if slices.ContainsFunc(cells, func(c Cell) bool { return c.WouldDeny }) {
+		text += auditLegend
 	}
 	for _, d := range drawings {
 		text += "\n" + strings.Join(ports[d], ", ") + "\n" + d
@@ -352,7 +359,9 @@ func drawList(from string, names []string, grid matrixGrid) string {
 func (g matrixGrid) mark(from, to string) string {
 	cells := g[[2]string{from, to}]
 	var yes, no [2]int // by family
+	audited := false
 	for _, c := range cells {
+		audited = audited || c.WouldDeny
 		family := 0
 		if strings.Contains(c.ToIP, ":") {
 			family = 1
@@ -366,6 +375,8 @@ func (g matrixGrid) mark(from, to string) string {
 	switch {
 	case len(cells) == 0:
 		return ""
+	case no == [2]int{} && audited:
+		return "?"
 	case no == [2]int{}:
 		return "+"
 	case yes == [2]int{}:

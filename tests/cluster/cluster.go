@@ -66,6 +66,7 @@ type containerPort struct {
 
 type networkPolicy struct {
 	namespace, name string
+	enforcement     string // annotation, "" for none
 	spec            object
 }
 
@@ -284,8 +285,11 @@ func (c *Cluster) render() {
 		write(p.object())
 	}
 	for _, p := range c.policies {
-		write(object{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-			"metadata": metadata(p.namespace, p.name), "spec": p.spec})
+		head := metadata(p.namespace, p.name)
+		if p.enforcement != "" {
+			head["annotations"] = object{"edgepolicy.io/enforcement": p.enforcement}
+		}
+		write(object{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": head, "spec": p.spec})
 	}
 	if err := encoder.Close(); err != nil {
 		panic(err)

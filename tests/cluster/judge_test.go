@@ -39,7 +39,7 @@ func TestClustersAskEverything(t *testing.T) {
 	if allowed < total/5 || allowed > total*4/5 {
 		t.Errorf("%d of %d flows are allowed", allowed, total)
 	}
-	for _, r := range []string{"not a pod", "not isolated", "allowed", "not allowed", "gateway's own traffic", "the gateway's port is open to pods"} {
+	for _, r := range []string{"not a pod", "not isolated", "allowed", "not allowed", "would be denied: not allowed", "gateway's own traffic", "the gateway's port is open to pods"} {
 		if reasons[r] == 0 {
 			t.Errorf("never: %s (of %v)", r, reasons)
 		}
@@ -87,6 +87,66 @@ func TestJudgeLaws(t *testing.T) {
 				t.Errorf("%s: denied without policies", name)
 			}
 		}
+	}
+}
+
+// What audited policies say changes no verdict: without them, or with others in
+// their place, everything is as it was; and where all are, everything passes. One
+// that is alone in a direction would deny what it denies once it is enforced.
+func TestJudgeLawsOfAudit(t *testing.T) {
+	plain := inventory.DefaultOptions()
+	all := plain
+	all.Audit = true
+	would := 0
+	for seed := range uint64(40) {
+		c := Generate(Config{Seed: seed})
+		s, rng := mustSnapshot(t, c), rand.New(rand.NewPCG(seed, 9))
+		without, empty, enforced, audited := *s, *s, *s, *s
+		without.Policies, empty.Policies, enforced.Policies, audited.Policies = nil, nil, nil, nil
+		for _, p := range s.Policies {
+			isolating, trying := *p, *p
+			isolating.Audit, trying.Audit = false, true
+			enforced.Policies = append(enforced.Policies, &isolating)
+			audited.Policies = append(audited.Policies, &trying)
+			if !p.Audit {
+				without.Policies = append(without.Policies, p)
+				empty.Policies = append(empty.Policies, p)
+				continue
+			}
+			hollow := *p
+			hollow.Rules = [2][]inventory.Rule{}
+			empty.Policies = append(empty.Policies, &hollow)
+		}
+		for _, f := range Flows(s, c.Outside, rng, 300) {
+			name := fmt.Sprintf("seed %d, %s -> %s %d/%s", seed, f.From.Addr, f.To.Addr, f.Port, f.Protocol)
+			v, hollow, strict := policy.Evaluate(s, &plain, f), policy.Evaluate(&empty, &plain, f), policy.Evaluate(&enforced, &plain, f)
+			if w := policy.Evaluate(&without, &plain, f); w.Allowed != v.Allowed || w.WouldDeny() {
+				t.Errorf("%s: without the audited policies allowed %t (would deny: %t), with them %t", name, w.Allowed, w.WouldDeny(), v.Allowed)
+			}
+			if hollow.Allowed != v.Allowed || v.WouldDeny() && !hollow.WouldDeny() {
+				t.Errorf("%s: with audited policies that allow nothing allowed %t (would deny: %t), before %t", name, hollow.Allowed, hollow.WouldDeny(), v.Allowed)
+			}
+			if v.WouldDeny() {
+				would++
+			}
+			for i, d := range []policy.Decision{v.Egress, v.Ingress} {
+				e := []policy.Decision{strict.Egress, strict.Ingress}[i]
+				switch {
+				case d.WouldDeny && (!d.Allowed || d.Isolated || len(d.Audited) == 0 || d.Rule != nil || e.Allowed):
+					t.Errorf("%s: %+v, enforced %+v", name, d, e)
+				case len(d.Audited) > 0 && (d.Isolated || !slices.Equal(d.Audited, e.Policies) || d.WouldDeny == e.Allowed):
+					t.Errorf("%s: %+v, enforced %+v", name, d, e)
+				}
+			}
+			for _, w := range []policy.Verdict{policy.Evaluate(&audited, &plain, f), policy.Evaluate(s, &all, f), policy.Evaluate(&enforced, &all, f)} {
+				if !w.Allowed || w.WouldDeny() == strict.Allowed {
+					t.Errorf("%s: all audited: allowed %t, would deny %t; all enforced: allowed %t", name, w.Allowed, w.WouldDeny(), strict.Allowed)
+				}
+			}
+		}
+	}
+	if would < 100 {
+		t.Errorf("only %d flows would be denied: this proves little", would)
 	}
 }
 

@@ -34,7 +34,7 @@ func Mutate(rng *rand.Rand, c Cluster) Cluster {
 // the cluster lacks what it needs. They replace maps and slices, never write to
 // them: older clusters share them.
 var changes = []func(*Cluster, *rand.Rand) string{
-	relabelPod, relabelNamespace, toggleNamespace, changePolicy, changePolicy, reselectPolicy,
+	relabelPod, relabelNamespace, toggleNamespace, changePolicy, changePolicy, reselectPolicy, tryPolicy,
 	addPolicy, removePolicy, addPod, removePod, handOver, changeAddresses, changePhase, changePorts,
 }
 
@@ -112,6 +112,21 @@ func reselectPolicy(c *Cluster, rng *rand.Rand) string {
 	p.spec = maps.Clone(p.spec)
 	p.spec["podSelector"] = newSelector(rng, podLabels)
 	return fmt.Sprintf("policy %s/%s selects %v", p.namespace, p.name, p.spec["podSelector"])
+}
+
+// tryPolicy enforces a policy that was only tried, or the other way round.
+func tryPolicy(c *Cluster, rng *rand.Rand) string {
+	if len(c.policies) == 0 {
+		return ""
+	}
+	p := &c.policies[rng.IntN(len(c.policies))]
+	switch p.enforcement {
+	case "audit":
+		p.enforcement = pick(rng, "", "enforce")
+	default:
+		p.enforcement = "audit"
+	}
+	return fmt.Sprintf("policy %s/%s is %q", p.namespace, p.name, p.enforcement)
 }
 
 func addPolicy(c *Cluster, rng *rand.Rand) string {

@@ -12,10 +12,22 @@ import (
 func (c *Cluster) newPolicy(rng *rand.Rand) networkPolicy {
 	c.serial++
 	return networkPolicy{
-		namespace: pick(rng, c.namespaces...).name,
-		name:      fmt.Sprintf("policy%d", c.serial),
-		spec:      c.newSpec(rng),
+		namespace:   pick(rng, c.namespaces...).name,
+		name:        fmt.Sprintf("policy%d", c.serial),
+		spec:        c.newSpec(rng),
+		enforcement: someEnforcement(rng),
 	}
+}
+
+// someEnforcement gives the annotation that says whether a policy is only tried.
+func someEnforcement(rng *rand.Rand) string {
+	switch {
+	case chance(rng, 15):
+		return "audit"
+	case chance(rng, 5):
+		return "enforce"
+	}
+	return ""
 }
 
 // newSpec makes a policy's spec. policyTypes may be missing, or leave out a
