@@ -148,6 +148,8 @@ func (l *lowering) expr(e ruleset.Expr) error {
 			l.matchBits(expr.CtKeySTATUS, statusDNAT, 0, true)
 		case ruleset.Reply:
 			l.add(&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, equal([]byte{1}))
+		case ruleset.Valid:
+			l.matchBits(expr.CtKeySTATE, expr.CtStateBitINVALID, 0, false)
 		}
 	case ruleset.MarkIs:
 		l.matchBits(expr.CtKeyMARK, e.Mask, e.Value, e.Not)
@@ -159,6 +161,10 @@ func (l *lowering) expr(e ruleset.Expr) error {
 		l.guard(e.Field)
 		l.load(e.Field, 0)
 		l.add(&expr.Dynset{SrcRegKey: 1, SetName: e.Set, Operation: unix.NFT_DYNSET_OP_UPDATE})
+	case ruleset.Limit:
+		l.add(&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(e.Rate), Unit: expr.LimitTimeSecond, Burst: e.Burst()})
+	case ruleset.Log:
+		l.add(&expr.Log{Key: logKey, Group: ruleset.LogGroup, Snaplen: ruleset.LogSnaplen, QThreshold: ruleset.LogThreshold, Data: []byte(e.Prefix)})
 	case ruleset.Count:
 		l.add(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: e.Counter})
 	case ruleset.Reject:
@@ -174,6 +180,9 @@ func (l *lowering) expr(e ruleset.Expr) error {
 	}
 	return nil
 }
+
+// logKey are the attributes that a Log has.
+const logKey = 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN | 1<<unix.NFTA_LOG_QTHRESHOLD
 
 var verdictKinds = map[ruleset.VerdictKind]expr.VerdictKind{
 	ruleset.Accept: expr.VerdictAccept, ruleset.Drop: expr.VerdictDrop,

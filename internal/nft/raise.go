@@ -57,6 +57,15 @@ func raiseOne(list []expr.Any) (ruleset.Expr, int) {
 		case expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}:
 			return ruleset.Reject{}, 1
 		}
+	case *expr.Limit:
+		l := ruleset.Limit{Rate: uint32(e.Rate)}
+		if *e == (expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate), Unit: expr.LimitTimeSecond, Burst: l.Burst()}) {
+			return l, 1
+		}
+	case *expr.Log:
+		if e.Key == logKey && e.Group == ruleset.LogGroup && e.Snaplen == ruleset.LogSnaplen && e.QThreshold == ruleset.LogThreshold {
+			return ruleset.Log{Prefix: strings.TrimRight(string(e.Data), "\x00")}, 1
+		}
 	case *expr.Ct:
 		return raiseCt(e, list[1:])
 	case *expr.Meta, *expr.Payload:
@@ -96,6 +105,8 @@ func raiseCt(ct *expr.Ct, rest []expr.Any) (ruleset.Expr, int) {
 			return ruleset.MarkIs{Mask: mask, Value: value, Not: not}, 3
 		case ct.Key == expr.CtKeySTATE && mask == expr.CtStateBitRELATED && nonzero:
 			return ruleset.Related, 3
+		case ct.Key == expr.CtKeySTATE && mask == expr.CtStateBitINVALID && !not && e.Op == expr.CmpOpEq && value == 0:
+			return ruleset.Valid, 3
 		case ct.Key == expr.CtKeySTATUS && mask == statusDNAT && nonzero:
 			return ruleset.DNATed, 3
 		}

@@ -44,7 +44,8 @@ type podState struct {
 	pod      *inventory.Pod
 	slot     int
 	nsLabels labels.Set
-	selected [2][]*policyState // policies that isolate it, in key order
+	selected [2][]*policyState // policies that isolate it, in key order; or, where none does, would
+	audited  [2]bool           // selected are only audited
 	sides    [2]string         // the names of what they make, by direction
 	stale    bool              // selected and sides must be worked out again
 }
@@ -274,21 +275,29 @@ func inBlock(b *inventory.IPBlock, a netip.Addr) bool {
 // selectFor lists the policies that isolate a pod, in key order.
 func (r *Resolver) selectFor(pod *podState) {
 	pod.stale = false
-	pod.selected, pod.sides = [2][]*policyState{}, [2]string{}
+	pod.selected, pod.sides, pod.audited = [2][]*policyState{}, [2]string{}, [2]bool{}
 	if r.opts.NeverIsolated(pod.pod.Key) { // S35
 		return
 	}
+	var audited [2][]*policyState
 	for _, st := range r.order {
 		if !st.selected.has(pod.slot) {
 			continue
 		}
 		for _, d := range inventory.Directions {
-			if st.policy.Isolates[d] {
+			switch {
+			case !st.policy.Isolates[d]:
+			case r.opts.Audits(st.policy):
+				audited[d] = append(audited[d], st)
+			default:
 				pod.selected[d] = append(pod.selected[d], st)
 			}
 		}
 	}
 	for _, d := range inventory.Directions {
+		if len(pod.selected[d]) == 0 && len(audited[d]) > 0 {
+			pod.selected[d], pod.audited[d] = audited[d], true
+		}
 		pod.sides[d] = sideName(d, pod)
 	}
 }
@@ -339,6 +348,9 @@ func (r *Resolver) side(d inventory.Direction, pod *podState, used map[string]*s
 func sideName(d inventory.Direction, pod *podState) string {
 	var b strings.Builder
 	b.WriteString(d.String())
+	if pod.audited[d] {
+		b.WriteString(" audit")
+	}
 	for _, st := range pod.selected[d] {
 		b.WriteByte(' ')
 		b.WriteString(st.policy.Key.String())

@@ -64,6 +64,9 @@ type Side struct {
 	ID        string
 	Direction inventory.Direction
 	Policies  []inventory.Key
+	// Audit: no policy isolates the pod in this direction, and those of the side are
+	// only tried; see inventory.Options.Audits.
+	Audit bool
 
 	All        []Origin    // rules that allow everything
 	Any        []PortRange // ports that are open to every address
@@ -74,7 +77,7 @@ type Side struct {
 }
 
 func (s *Side) equal(o *Side) bool {
-	return s.ID == o.ID && slices.Equal(s.Policies, o.Policies) && slices.Equal(s.All, o.All) &&
+	return s.ID == o.ID && s.Audit == o.Audit && slices.Equal(s.Policies, o.Policies) && slices.Equal(s.All, o.All) &&
 		slices.Equal(s.Any, o.Any) && slices.Equal(s.AnyOrigins, o.AnyOrigins) &&
 		slices.Equal(s.Exact, o.Exact) && slices.Equal(s.ExactFrom, o.ExactFrom) &&
 		slices.EqualFunc(s.Groups, o.Groups, func(a, b Group) bool {
@@ -123,7 +126,7 @@ func (r *Resolver) buildSide(d inventory.Direction, id string, pod *podState) *s
 	sum := sha256.Sum256([]byte(id))
 	b := sideBuilder{
 		r: r, pod: pod.pod, groups: map[string]*groupBuilder{},
-		side: &Side{ID: hex.EncodeToString(sum[:8]), Direction: d},
+		side: &Side{ID: hex.EncodeToString(sum[:8]), Direction: d, Audit: pod.audited[d]},
 	}
 	st := &sideState{side: b.side, policies: pod.selected[d], addresses: r.addresses}
 	for _, p := range pod.selected[d] {

@@ -161,6 +161,30 @@ func (c *Compiler) addBase(t *Table) {
 	}
 }
 
+// CounterName is the name of the counter of what a pod's policies deny in a
+// direction, or would deny if they are only audited.
+func CounterName(d inventory.Direction, pod inventory.Key, audited bool) string {
+	prefix := sidePrefixes[d][0]
+	if audited {
+		prefix = "would-" + prefix
+	}
+	return chainName(prefix, pod)
+}
+
+// maxPrefix is the longest prefix of a Log (NF_LOG_PREFIXLEN less the terminating
+// zero).
+const maxPrefix = 127
+
+// LogPrefix is what packets are shown with that a counter counts: its name, cut and
+// made unique where it is too long.
+func LogPrefix(counter string) string {
+	if len(counter) <= maxPrefix {
+		return counter
+	}
+	sum := sha256.Sum256([]byte(counter))
+	return counter[:maxPrefix-17] + "-" + hex.EncodeToString(sum[:8])
+}
+
 // chainName names a pod's chain or counter: "in-namespace/name", cut and made
 // unique by a hash where the kernel's limit on names asks for it.
 func chainName(prefix string, pod inventory.Key) string {
@@ -180,8 +204,11 @@ func (c *Compiler) compilePod(iso policy.Isolation, sides map[*policy.Side]*comp
 			continue
 		}
 		cs := c.sideOf(side, sides)
-		counter := chainName(sidePrefixes[d][0], iso.Pod.Key)
+		counter := CounterName(d, iso.Pod.Key, side.Audit)
 		deny := "deny-" + counter
+		if side.Audit {
+			deny = counter
+		}
 		p.counters = append(p.counters, counter)
 		p.chains = append(p.chains, c.denyChain(deny, counter, side))
 		for i, allow := range [2][]Rule{cs.forward, cs.reply} {
@@ -214,12 +241,21 @@ func selfRules(pod *inventory.Pod, peerIsSource bool) []Rule {
 	return rules
 }
 
-// denyChain counts and drops; the flow loses its stamp, so that nothing counts
-// it as allowed any more.
+// denyChain shows, counts and drops; the flow loses its stamp, so that nothing
+// counts it as allowed any more. Of a side that is only audited it shows and counts,
+// and lets the packet go on to the other end's judgement.
 func (c *Compiler) denyChain(name, counter string, side *policy.Side) *Chain {
-	ch := &Chain{Name: name, Rules: []Rule{rule(SetMark{c.opts.MarkMask, 0})}}
+	ch := &Chain{Name: name}
+	if !side.Audit {
+		ch.Rules = append(ch.Rules, rule(SetMark{c.opts.MarkMask, 0}))
+	}
+	if c.opts.Log {
+		ch.Rules = append(ch.Rules, rule(Valid, Limit{c.opts.LogRate}, Log{LogPrefix(counter)}))
+	}
 	why := "not allowed by " + joinLimited(side.Policies)
-	if c.opts.Reject {
+	if side.Audit {
+		ch.Rules = append(ch.Rules, rule(Count{counter}, Verdict{Kind: Return}).commented("would be "+why))
+	} else if c.opts.Reject {
 		ch.Rules = append(ch.Rules,
 			rule(Match{L4Proto, "tcp"}, Count{counter}, Reject{Reset: true}).commented(why),
 			rule(Count{counter}, Reject{}).commented(why))

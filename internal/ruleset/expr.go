@@ -87,9 +87,10 @@ type FlowIs string
 
 // What FlowIs can ask.
 const (
-	Related FlowIs = "ct state related"   // conntrack took it for part of another flow: ICMP errors, helpers' connections
-	Reply   FlowIs = "ct direction reply" // the flow was opened from the other end
-	DNATed  FlowIs = "ct status dnat"     // its destination was translated: a service or hostPort
+	Related FlowIs = "ct state related"    // conntrack took it for part of another flow: ICMP errors, helpers' connections
+	Reply   FlowIs = "ct direction reply"  // the flow was opened from the other end
+	DNATed  FlowIs = "ct status dnat"      // its destination was translated: a service or hostPort
+	Valid   FlowIs = "ct state != invalid" // it is not what a connection that has ended left behind
 )
 
 // MarkIs matches the masked connection mark: equal to Value, or with Not
@@ -101,6 +102,24 @@ type MarkIs struct {
 
 // SetMark keeps the mark's other bits and sets the masked ones.
 type SetMark struct{ Mask, Value uint32 }
+
+// Limit matches up to Rate packets a second, after a burst of twice as many.
+type Limit struct{ Rate uint32 }
+
+// Burst is how many packets a Limit lets pass at once.
+func (l Limit) Burst() uint32 { return 2 * l.Rate }
+
+// Log shows a packet's first bytes to who listens on LogGroup (NFLOG), with the
+// prefix.
+type Log struct{ Prefix string }
+
+// How packets are shown. The kernel keeps up to LogThreshold of them before it wakes
+// the reader, LogSnaplen bytes of each: all headers of an IPv6 packet with options.
+const (
+	LogGroup     = 60880
+	LogSnaplen   = 192
+	LogThreshold = 64
+)
 
 // Count counts packets and bytes in a named counter.
 type Count struct{ Counter string }
@@ -169,6 +188,14 @@ func (s SetMark) text() string {
 		return fmt.Sprintf("ct mark set ct mark & 0x%08x", ^s.Mask)
 	}
 	return fmt.Sprintf("ct mark set ct mark & 0x%08x | 0x%08x", ^s.Mask, s.Value)
+}
+
+func (l Limit) text() string {
+	return fmt.Sprintf("limit rate %d/second burst %d packets", l.Rate, l.Burst())
+}
+
+func (l Log) text() string {
+	return fmt.Sprintf("log prefix %q group %d snaplen %d queue-threshold %d", l.Prefix, LogGroup, LogSnaplen, LogThreshold)
 }
 
 func (c Count) text() string { return "counter name \"" + c.Counter + "\"" }

@@ -123,14 +123,14 @@ func (tr *tracer) rule(r Rule) (kind VerdictKind, chain string, matched bool) {
 			}
 			return "", "", false
 		case FlowIs:
-			if !map[FlowIs]bool{Related: tr.packet.Related, Reply: tr.packet.Reply, DNATed: tr.packet.DNATed}[e] {
+			if !map[FlowIs]bool{Related: tr.packet.Related, Reply: tr.packet.Reply, DNATed: tr.packet.DNATed, Valid: true}[e] {
 				return "", "", false
 			}
 		case MarkIs:
 			if (tr.out.Mark&e.Mask == e.Value) == e.Not {
 				return "", "", false
 			}
-		case Note:
+		case Note, Limit, Log, Count:
 		case SetMark:
 			tr.out.Mark = tr.out.Mark&^e.Mask | e.Value
 		case Reject:

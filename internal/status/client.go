@@ -11,9 +11,11 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
+	"edgepolicy.io/edgepolicyd/internal/explain"
 	"edgepolicy.io/edgepolicyd/internal/policy"
 )
 
@@ -84,6 +86,21 @@ func (c *Client) Table(ctx context.Context, pod string) (string, error) {
 	var text string
 	err := c.call(ctx, answerTime, http.MethodGet, "/v1/table?"+url.Values{"pod": {pod}}.Encode(), nil, &text)
 	return text, err
+}
+
+// Explain asks why a flow passes or not.
+func (c *Client) Explain(ctx context.Context, q explain.Question) (explain.Explanation, error) {
+	var e explain.Explanation
+	err := c.call(ctx, answerTime, http.MethodPost, "/v1/explain", q, &e)
+	return e, err
+}
+
+// Denied asks for the flows that were denied lately and whose Seq is higher than
+// after.
+func (c *Client) Denied(ctx context.Context, after uint64) ([]DeniedFlow, error) {
+	var list []DeniedFlow
+	err := c.call(ctx, answerTime, http.MethodGet, "/v1/denied?after="+strconv.FormatUint(after, 10), nil, &list)
+	return list, err
 }
 
 // call asks one question.

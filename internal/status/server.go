@@ -1,6 +1,7 @@
 package status
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,11 +11,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"edgepolicy.io/edgepolicyd/internal/explain"
 	"edgepolicy.io/edgepolicyd/internal/policy"
 )
 
@@ -196,6 +199,27 @@ func routes(d Daemon) http.Handler {
 		}
 		answer(w, text)
 	})
+	mux.HandleFunc("POST /v1/explain", func(w http.ResponseWriter, r *http.Request) {
+		var q explain.Question
+		if !question(w, r, &q) {
+			return
+		}
+		e, err := d.Explain(q)
+		if err != nil {
+			fail(w, http.StatusNotFound, err)
+			return
+		}
+		answer(w, e)
+	})
+	mux.HandleFunc("GET /v1/denied", func(w http.ResponseWriter, r *http.Request) {
+		after, err := strconv.ParseUint(cmp.Or(r.URL.Query().Get("after"), "0"), 10, 64)
+		if err != nil {
+			fail(w, http.StatusBadRequest, fmt.Errorf("after %q: want a number", r.URL.Query().Get("after")))
+			return
+		}
+		answer(w, d.Denied(after))
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { metrics(w, d) })
 	return mux
 }
 
@@ -225,10 +249,7 @@ func reload(w http.ResponseWriter, r *http.Request, d Daemon) {
 
 func matrix(w http.ResponseWriter, r *http.Request, d Daemon) {
 	var request policy.MatrixRequest
-	body := json.NewDecoder(r.Body)
-	body.DisallowUnknownFields()
-	if err := body.Decode(&request); err != nil {
-		fail(w, http.StatusBadRequest, fmt.Errorf("matrix request: %w", err))
+	if !question(w, r, &request) {
 		return
 	}
 	s, o, err := d.Snapshot()
@@ -237,6 +258,18 @@ func matrix(w http.ResponseWriter, r *http.Request, d Daemon) {
 		return
 	}
 	answer(w, policy.Matrix(s, &o, request))
+}
+
+// question reads a request's body, strictly; false if it could not, and the caller
+// was told so.
+func question(w http.ResponseWriter, r *http.Request, to any) bool {
+	body := json.NewDecoder(r.Body)
+	body.DisallowUnknownFields()
+	if err := body.Decode(to); err != nil {
+		fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
+		return false
+	}
+	return true
 }
 
 // problem is the body of every answer that is not a success.

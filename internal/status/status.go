@@ -9,10 +9,12 @@ package status
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/netip"
 	"strconv"
 	"time"
 
+	"edgepolicy.io/edgepolicyd/internal/explain"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/ruleset"
 	"edgepolicy.io/edgepolicyd/internal/state"
@@ -190,4 +192,11 @@ type Daemon interface {
 	// Table gives the table as nft text: the whole, or the part of the pod
 	// "namespace/name".
 	Table(pod string) (string, error)
+	// Explain says why a flow passes or not.
+	Explain(q explain.Question) (explain.Explanation, error)
+	// Denied gives the flows that were denied lately and whose Seq is higher, in its
+	// order.
+	Denied(after uint64) []DeniedFlow
+	// Metrics writes what Prometheus asks for, in its text format.
+	Metrics(w io.Writer) error
 }

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"edgepolicy.io/edgepolicyd/internal/explain"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/policy"
 )
@@ -58,6 +59,20 @@ func (f *fake) Snapshot() (*inventory.Snapshot, inventory.Options, error) {
 }
 
 func (f *fake) Known() Known { return Known{} }
+
+func (f *fake) Explain(q explain.Question) (explain.Explanation, error) {
+	if q.From == "default/none" {
+		return explain.Explanation{}, errors.New("no pod default/none")
+	}
+	return explain.Explanation{Question: q}, nil
+}
+
+func (f *fake) Denied(after uint64) []DeniedFlow { return []DeniedFlow{{Seq: after + 1}} }
+
+func (f *fake) Metrics(w io.Writer) error {
+	_, err := io.WriteString(w, "edgepolicyd_up 1\n")
+	return err
+}
 
 func (f *fake) Table(pod string) (string, error) {
 	if pod == "default/none" {
