@@ -1,5 +1,6 @@
-// Package conntrack reads and clears the stamps that the table leaves in
-// connection marks: the epoch under which a flow was last allowed.
+// Package conntrack reads the connections that the kernel tracks, and reads and
+// clears the stamps that the table leaves in their marks: the epoch under which a
+// flow was last allowed.
 //
 // What always holds: no entry is ever deleted, made, or changed in anything
 // but the masked bits of its mark. A flow whose stamp is cleared is judged
@@ -75,6 +76,8 @@ func Sweep(mask, keep uint32) (int, error) {
 type entry struct {
 	family byte
 	tuple  []byte // CTA_TUPLE_ORIG as the kernel wrote it
+	reply  []byte // likewise CTA_TUPLE_REPLY
+	info   []byte // and CTA_PROTOINFO
 	zone   uint16
 	mark   uint32
 }
@@ -126,16 +129,19 @@ func read(b []byte) (entry, error) {
 	if len(b) < sizeofNfgen {
 		return entry{}, fmt.Errorf("conntrack entry of %d bytes", len(b))
 	}
-	ad, err := netlink.NewAttributeDecoder(b[sizeofNfgen:])
+	ad, err := decoder(b[sizeofNfgen:])
 	if err != nil {
-		return entry{}, fmt.Errorf("decode conntrack entry: %w", err)
+		return entry{}, err
 	}
-	ad.ByteOrder = binary.BigEndian
 	e := entry{family: b[0]}
 	for ad.Next() {
 		switch ad.Type() {
 		case attrTuple:
 			e.tuple = ad.Bytes()
+		case attrReply:
+			e.reply = ad.Bytes()
+		case attrProtoinfo:
+			e.info = ad.Bytes()
 		case attrZone:
 			e.zone = ad.Uint16()
 		case attrMark:
