@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"os/exec"
 	"slices"
 	"testing"
 
@@ -40,5 +41,12 @@ table inet nat { chain postrouting { type nat hook postrouting priority srcnat; 
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("base chains:\n%+v\nwant:\n%+v", got, want)
+	}
+}
+
+func iptables(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("iptables-nft", append([]string{"-w"}, args...)...).CombinedOutput(); err != nil {
+		t.Fatalf("iptables-nft %v: %v\n%s", args, err, out)
 	}
 }
