@@ -27,7 +27,10 @@ func (a *app) planCommand() *cobra.Command {
 		Long: `Print the nftables table that the policies in files or folders (default: the
 configured directory) would give, as text that nft -c -f - accepts (where the
 daemon runs: unshare -n nft -c -f -, as the kernel keeps the table for it). With
---diff, print how it differs from what the running daemon enforces.`,
+--diff, print how it differs from what the running daemon enforces, and which
+established connections of this gateway the change would cut (the first 100 that the
+kernel lists; as root). Connections without a close, of UDP say, count as long as
+conntrack remembers them.`,
 		Example: `  edgepolicyd plan --pod default/broker policies/
   edgepolicyd plan --diff`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.plan(cmd.Context(), args, pod, diff) },
@@ -53,13 +56,13 @@ func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) e
 	o := cfg.Options()
 	compiler := ruleset.NewCompiler(string(cfg.Table), &o)
 	var client *status.Client
+	var known status.Known
 	var others []source.Report
 	if diff {
 		if client, err = a.client(); err != nil {
 			return err
 		}
-		known, err := client.Known(ctx)
-		if err != nil {
+		if known, err = client.Known(ctx); err != nil {
 			return err
 		}
 		other, err := otherSources(known)
@@ -79,26 +82,29 @@ func (a *app) plan(ctx context.Context, paths []string, pod string, diff bool) e
 		return err
 	}
 	if !diff {
-		return a.printPlan(notIsolated(table, s, key, &o) + text)
+		return a.printPlan(notIsolated(table, s, key, &o)+text, nil)
 	}
 	running, err := client.Table(ctx, pod)
 	if err != nil {
 		return err
 	}
-	return a.printPlan(ruleset.CompareText(running, text))
+	text = ruleset.CompareText(running, text)
+	c, err := connectionsCut(ctx, client, known, s, o, key)
+	if err != nil {
+		return err
+	}
+	return a.printPlan(text, &c)
 }
 
 // otherSources is what the daemon knows but from the directory, whose place the files
 // take; and the addresses of pods that the directory describes and CNI results tell.
 func otherSources(known status.Known) (source.Report, error) {
-	all, err := state.Restore(known.Objects)
+	all, err := objects(known)
 	if err != nil {
-		return source.Report{}, fmt.Errorf("what the daemon knows can't be read: is it of the same version? %w", err)
+		return source.Report{}, err
 	}
-	written := func(o inventory.Origin) bool { return o.Source == directory.Name }
 	r := source.Report{Source: "daemon"}
 	for _, p := range all.Pods {
-		p.Remote = known.NodeName != "" && p.Node != "" && p.Node != known.NodeName && !written(p.Origin)
 		if !written(p.Origin) || p.UID != "" {
 			r.Objects.Pods = append(r.Objects.Pods, p)
 		}
@@ -116,9 +122,31 @@ func otherSources(known status.Known) (source.Report, error) {
 	return r, nil
 }
 
-func (a *app) printPlan(text string) error {
+// objects decodes what the daemon knows.
+func objects(known status.Known) (inventory.Objects, error) {
+	all, err := state.Restore(known.Objects)
+	if err != nil {
+		return all, fmt.Errorf("what the daemon knows can't be read: is it of the same version? %w", err)
+	}
+	for _, p := range all.Pods {
+		p.Remote = known.NodeName != "" && p.Node != "" && p.Node != known.NodeName && !written(p.Origin)
+	}
+	return all, nil
+}
+
+// written says whether an object is the directory's.
+func written(o inventory.Origin) bool { return o.Source == directory.Name }
+
+// printPlan prints a table, or how two differ and which connections that would cut.
+func (a *app) printPlan(text string, c *cuts) error {
 	if a.output == "json" {
-		return a.printJSON(map[string]string{"plan": text})
+		return a.printJSON(struct {
+			Plan string `json:"plan"`
+			Cut  *cuts  `json:"cut,omitempty"`
+		}{text, c})
+	}
+	if c != nil {
+		text += c.text(text != noDifference)
 	}
 	_, err := io.WriteString(a.stdout, text)
 	return err
