@@ -223,6 +223,15 @@ func (j *journal) sendFile(data []byte) error {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL); err != nil {
 		return fmt.Errorf("seal the entry: %w", err)
 	}
-	_, _, err = j.conn.WriteMsgUnix(nil, unix.UnixRights(fd), nil)
-	return err
+	conn, err := j.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// net.UnixConn sends no files over a connected datagram socket.
+	var sendErr error
+	err = conn.Write(func(socket uintptr) bool {
+		sendErr = unix.Sendmsg(int(socket), nil, unix.UnixRights(fd), nil, 0)
+		return sendErr != unix.EAGAIN
+	})
+	return errors.Join(err, sendErr)
 }
