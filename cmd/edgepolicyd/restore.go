@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/state"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
@@ -37,7 +39,12 @@ func (a *app) restore(ctx context.Context) error {
 	if _, err := status.Dial(string(cfg.Socket)).Status(ctx); err == nil {
 		return errors.New("a daemon is running and enforces already: nothing to restore")
 	}
-	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.Level(cfg.Log.Level)}))
+	log, flush, err := a.logger(cfg.Log)
+	if err != nil {
+		return err
+	}
+	defer flush()
+	begin := time.Now()
 	saved, err := state.New(string(cfg.StateDir), log).Load()
 	if err != nil {
 		log.Error("the saved state can't be used; going on with what the directory gives", "error", err)
@@ -53,6 +60,9 @@ func (a *app) restore(ctx context.Context) error {
 		return err
 	}
 	s := e.Status()
+	took := time.Since(begin)
+	audit.Restored.Log(log, fmt.Sprintf("restored: %d policies are in force before the network is up, after %s", len(s.Policies), took.Round(time.Millisecond)),
+		slog.Uint64(audit.KeyGeneration, s.Generation), slog.Int(audit.KeyCount, len(s.Policies)), slog.Int64(audit.KeyDuration, took.Microseconds()))
 	if a.output == "json" {
 		if err := a.printJSON(s); err != nil {
 			return err

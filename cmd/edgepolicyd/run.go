@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/config"
 	"edgepolicy.io/edgepolicyd/internal/enforce"
 	"edgepolicy.io/edgepolicyd/internal/state"
@@ -44,7 +45,11 @@ const reloadTimeout = 30 * time.Second
 func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.Level(cfg.Log.Level)}))
+	log, flush, err := a.logger(cfg.Log)
+	if err != nil {
+		return err
+	}
+	defer flush()
 	starting, started := context.WithCancel(ctx)
 	defer started()
 	go startMemory(starting)
@@ -76,9 +81,17 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 			log.Error("the watchdog can't be told", "error", err)
 		}
 	}()
+	if address := string(cfg.Metrics.Listen); address != "" {
+		go func() {
+			if err := status.ServeMetrics(ctx, address, e, log); err != nil {
+				log.Error("metrics can't be served on the loopback address; they are on the socket still", "error", err)
+			}
+		}()
+	}
 	go reloadOnHangup(ctx, e, notify, log)
 	err = e.Run(ctx, func() {
-		log.Info("ready")
+		audit.Start.Log(log, fmt.Sprintf("edgepolicyd %s enforces (%s): %s", version, cfg.Enforcement, statusLine(e)),
+			slog.String(audit.KeyVersion, version), slog.String(audit.KeyEnforcement, string(cfg.Enforcement)), slog.Uint64(audit.KeyGeneration, e.Status().Generation))
 		started()
 		if err := notify.Ready(statusLine(e)); err != nil {
 			log.Error("systemd can't be told", "error", err)
@@ -92,8 +105,28 @@ func (a *app) daemon(ctx context.Context, cfg config.Config) error {
 		err = errors.Join(err, e)
 	default:
 	}
-	log.Info("stopped; what was enforced stays in force")
+	reason := "it was told to"
+	if err != nil {
+		reason = err.Error()
+	}
+	audit.Stop.Log(log, fmt.Sprintf("edgepolicyd %s stops (%s); what was enforced stays in force", version, reason), slog.String(audit.KeyVersion, version), slog.String(audit.KeyReason, reason))
 	return err
+}
+
+// flushLog bounds how long the end of the daemon waits for the last lines of its log.
+const flushLog = 2 * time.Second
+
+// logger makes the daemon's log. Flush writes what is left.
+func (a *app) logger(c config.Log) (log *slog.Logger, flush func(), err error) {
+	h, err := audit.NewHandler(string(c.Format), slog.Level(c.Level), a.stderr, audit.JournalSocket)
+	if err != nil {
+		return nil, nil, err
+	}
+	return slog.New(h), func() {
+		if err := h.Close(flushLog); err != nil {
+			fmt.Fprintf(a.stderr, "edgepolicyd: %v\n", err)
+		}
+	}, nil
 }
 
 // newEnforcer makes the enforcer that a configuration and a saved state describe.
@@ -105,7 +138,8 @@ func newEnforcer(ctx context.Context, cfg config.Config, store *state.Store, sav
 	c := enforce.Config{
 		Table: string(cfg.Table), Options: cfg.Options(), Sources: list, Store: store, Log: log, Version: version,
 		StateLost: saved.Empty(), Hold: string(cfg.HoldUnknownPods), NodeName: node,
-		Restoring: store == nil, Ranges: saved.Ranges,
+		DeniedWindow: time.Duration(cfg.Audit.Denied.Window),
+		Restoring:    store == nil, Ranges: saved.Ranges,
 	}
 	for _, r := range cfg.PodRanges {
 		c.PodRanges = append(c.PodRanges, r.Prefix)
@@ -134,7 +168,7 @@ func reloadOnHangup(ctx context.Context, e *enforce.Enforcer, notify status.Noti
 			log.Error("systemd can't be told", "error", err)
 		}
 		bounded, cancel := context.WithTimeout(ctx, reloadTimeout)
-		r, err := e.Reload(bounded)
+		r, err := e.Reload(bounded, "SIGHUP")
 		cancel()
 		if err != nil {
 			log.Error("reload failed", "error", err)

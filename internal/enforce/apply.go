@@ -3,10 +3,12 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/bits"
 	"slices"
 	"time"
 
+	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/conntrack"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/nft"
@@ -37,11 +39,9 @@ func (e *Enforcer) update() {
 	e.isolations = e.resolver.Update(e.snapshot)
 	if e.flushed == nil {
 		e.applyErr = e.apply()
-		if e.applyErr != nil {
-			e.log.Error("the kernel does not have what it should; trying again", "error", e.applyErr)
-		}
 		e.applyBridgeTable()
 	}
+	e.announce()
 	e.measure()
 	e.save()
 	e.publish()
@@ -108,7 +108,7 @@ func (e *Enforcer) applyOnce() error {
 	e.generation++
 	e.lastApply = time.Now()
 	e.noteGeneration(before + uint32(len(change.Transactions)))
-	e.log.Info("applied", "generation", e.generation, "transactions", len(change.Transactions), "restricts", change.Restricts, "took", took)
+	e.applied = &applied{transactions: len(change.Transactions), restricts: change.Restricts, took: took}
 	if change.Restricts {
 		e.bumps++
 		e.sweep()
@@ -270,9 +270,15 @@ func (e *Enforcer) check() {
 			return
 		}
 	}
-	e.log.Warn("the table was changed by another program; putting it right", "table", e.cfg.Table, "error", err)
+	e.logDrift(got, want, err)
+	e.repairs++
+	begin := time.Now()
 	e.closeKernel()
-	e.update()
+	if e.update(); e.applyErr == nil {
+		took := time.Since(begin)
+		audit.TableRepaired.Log(e.log, fmt.Sprintf("table inet %s is as it should be again, after %s", e.cfg.Table, took.Round(time.Microsecond)),
+			slog.Uint64(audit.KeyGeneration, e.generation), slog.Int64(audit.KeyDuration, took.Microseconds()))
+	}
 }
 
 // save hands what the sources know to the goroutine that writes it: a slow disk
@@ -331,8 +337,12 @@ func (e *Enforcer) write(s state.State) bool {
 	if err != nil {
 		text = err.Error()
 	}
-	if old := e.stateErr.Swap(&text); err != nil && (old == nil || *old != text) {
-		e.log.Error("the last good input can't be saved; a restart without the sources would not know it", "error", err)
+	file := slog.String(audit.KeyFile, e.cfg.Store.Path())
+	switch old := e.stateErr.Swap(&text); {
+	case err != nil && (old == nil || *old != text):
+		audit.StateUnsaved.Log(e.log, "the last good input can't be saved, a restart without the sources would not know it: "+text, file, slog.String(audit.KeyReason, text))
+	case err == nil && old != nil && *old != "":
+		audit.StateSaved.Log(e.log, "the last good input is saved again", file)
 	}
 	return wrote
 }

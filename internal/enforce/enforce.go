@@ -14,12 +14,15 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"edgepolicy.io/edgepolicyd/internal/audit"
+	"edgepolicy.io/edgepolicyd/internal/denied"
 	"edgepolicy.io/edgepolicyd/internal/gateway"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/nft"
@@ -49,6 +52,8 @@ type Config struct {
 	Restoring bool
 	Ranges    []netip.Prefix
 	NodeName  string // for status
+	// DeniedWindow is for how long packets of a denied flow are put into one line.
+	DeniedWindow time.Duration
 }
 
 // Enforcer is the loop's state. Only Run's goroutine touches it, but for
@@ -59,6 +64,8 @@ type Enforcer struct {
 	started   time.Time
 	requests  chan request
 	published atomic.Pointer[published]
+	denied    *denied.Flows
+	commits   commits // of other programs
 
 	reports  map[string]source.Report // the newest of each source
 	own      []netip.Addr             // the gateway's addresses
@@ -82,7 +89,7 @@ type Enforcer struct {
 	isolations    []policy.Isolation
 	problems      []source.Problem
 	unenforceable []status.Unenforceable
-	waiting       []string                     // pods that have waited long for their labels
+	waiting       []waiting                    // pods that have waited long for their labels
 	notes         []string                     // what sources say differently
 	bridges       []string                     // problems with bridges (S26)
 	look          bool                         // the gateway's links changed, or pods came
@@ -109,11 +116,17 @@ type Enforcer struct {
 	applyErr      error
 	holds         bool                   // a table that was found is left as it is, see tableIsAllThatIsKnown
 	gatewayErr    error                  // the gateway's addresses or next hops can't be read
+	listenErr     error                  // denied packets can't be shown
+	announced     *inventory.Snapshot    // what the audit log says is in force; nil before the first
+	applied       *applied               // and not announced yet
+	inventoried   time.Time              // when the last inventory was made
+	degradedSince time.Time              // zero: healthy
 	linksErr      error                  // the pods' routes, or other programs' flow tables, can't be read
 	stateErr      atomic.Pointer[string] // of the last save, empty if it went well
 	toSave        chan state.State       // at most one, the newest
 	flushed       *flushed
-	told          map[string]bool // problems and warnings that were logged
+	told          map[string]reason // what was logged, by its text
+	repairs       uint64            // of the table, after another program changed it
 }
 
 type flushed struct {
@@ -146,7 +159,13 @@ func New(cfg Config) *Enforcer {
 	}
 	e.resolver = policy.NewResolver(&e.cfg.Options)
 	e.compiler = ruleset.NewCompiler(cfg.Table, &e.cfg.Options)
+	e.denied = denied.New(denied.Config{
+		Log: cfg.Log, Window: cfg.DeniedWindow,
+		Names:    func() *denied.Names { return e.published.Load().names() },
+		Counters: func() (map[string]ruleset.Counts, error) { return counters(cfg.Table) },
+	})
 	e.published.Store(&published{
+		names:    sync.OnceValue(func() *denied.Names { return denied.NewNames(nil, &inventory.Snapshot{}) }),
 		status:   status.Status{Version: status.Version, Health: status.Failed, Reasons: []string{"starting: nothing was applied yet"}, Table: cfg.Table, Started: e.started, DaemonVersion: cfg.Version},
 		snapshot: e.snapshot,
 	})
@@ -177,6 +196,10 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	}
 	facts := make(chan struct{}, 1)
 	go e.watchGateway(ctx, facts)
+	foreign := make(chan nft.Commit, maxCommits)
+	go e.watchCommits(ctx, foreign)
+	e.listen(ctx)
+	go e.denied.Run(ctx)
 	defer e.closeBridge()
 	written := make(chan struct{})
 	go func() {
@@ -218,12 +241,17 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 			if !maps.EqualFunc(before, e.interfaces, func(a, b gateway.Interface) bool { return a.Bridge == b.Bridge }) {
 				e.poke("")
 			}
+		case c := <-foreign:
+			e.commits.add(c)
 		case q := <-e.requests:
 			changes, err := q.do()
 			q.done <- answer{changes, err}
 		case <-check.C:
 			e.check()
 			e.lookAtHeld()
+			if e.announced != nil && time.Since(e.inventoried) >= inventoryEvery {
+				e.takeInventory()
+			}
 			if len(e.waits)+len(e.outside) > 0 {
 				e.update()
 			}
@@ -239,6 +267,9 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 func (e *Enforcer) Restore(ctx context.Context) error {
 	defer e.closeKernel()
 	defer e.closeBridge()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e.listen(ctx) // what the rules need for it must be there
 	if err := e.known(ctx); err != nil {
 		return err
 	}
@@ -348,8 +379,9 @@ func (e *Enforcer) Alive() bool {
 // Reload reads the sources now and returns when the kernel has the result on
 // every processor. It ends a flush. The changes are those since the last reload or
 // the start: the directory is watched, and what somebody has just written there is
-// often in force before he asks.
-func (e *Enforcer) Reload(ctx context.Context) (status.ReloadResult, error) {
+// often in force before he asks. By is who asked, such as "uid 0".
+func (e *Enforcer) Reload(ctx context.Context, by string) (status.ReloadResult, error) {
+	audit.Reload.Log(e.log, "reload asked for by "+by, slog.String(audit.KeyUID, strings.TrimPrefix(by, "uid ")))
 	_, err := e.ask(ctx, func() ([]string, error) { // whatever becomes of the rest, enforcement goes on
 		if e.flushed != nil {
 			e.flushed = nil
@@ -422,7 +454,7 @@ func (e *Enforcer) Flush(ctx context.Context, uid uint32) error {
 		}
 		e.flushed = &flushed{uid: uid, at: time.Now()}
 		e.generation++
-		e.log.Warn("enforcement stopped: the table was taken away; reload or restart to enforce again", "uid", uid, "table", e.cfg.Table)
+		audit.Flush.Log(e.log, fmt.Sprintf("flushed by uid %d: table %s was taken away and nothing is enforced until a reload or restart", uid, e.cfg.Table), slog.Uint64(audit.KeyUID, uint64(uid)))
 		e.publish()
 		return nil, nil
 	})
@@ -449,6 +481,36 @@ func (e *Enforcer) closeKernel() {
 		e.log.Debug("close netlink socket", "error", err)
 	}
 	e.kernel, e.actual = nil, nil
+}
+
+// listen has denied packets shown. Without what that needs in the kernel, the table's
+// rules can't be loaded either; if only somebody else listens already, they can.
+func (e *Enforcer) listen(ctx context.Context) {
+	if !e.cfg.Options.Log {
+		return
+	}
+	e.listenErr = e.denied.Listen(ctx)
+	e.cfg.Options.Log = e.listenErr == nil || strings.Contains(e.listenErr.Error(), unix.EBUSY.Error())
+}
+
+// watchCommits hands on who changes nftables.
+func (e *Enforcer) watchCommits(ctx context.Context, changed chan<- nft.Commit) {
+	for ctx.Err() == nil {
+		err := nft.Watch(ctx, func(c nft.Commit) {
+			select {
+			case changed <- c:
+			default: // too many to remember
+			}
+		})
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		e.log.Debug("watching nftables failed; trying again", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // watchGateway tells the loop when addresses, links or routes changed.

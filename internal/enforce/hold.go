@@ -2,11 +2,13 @@ package enforce
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
+	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/nft"
 	"edgepolicy.io/edgepolicyd/internal/status"
@@ -55,7 +57,8 @@ func (e *Enforcer) lookAtHeld() {
 		now[s.Address] = h
 		if h.last.Sub(h.first) >= holdReport && !e.heldTold[s.Address] && len(e.heldTold) < maxHeld {
 			e.heldTold[s.Address] = true
-			e.log.Warn("an address of the pod ranges that is no known pod's is held", "address", s.Address, "since", h.first)
+			audit.PodHeld.Log(e.log, fmt.Sprintf("%s is held: an address of the pod ranges that is no known pod's has been trying since %s", s.Address, h.first.Format(time.RFC3339)),
+				slog.String(audit.KeyAddress, s.Address.String()), slog.String(audit.KeyReason, "no source has told of a pod with this address"))
 		}
 	}
 	maps.DeleteFunc(e.heldTold, func(a netip.Addr, _ bool) bool { _, still := now[a]; return !still })
@@ -64,19 +67,22 @@ func (e *Enforcer) lookAtHeld() {
 	}
 }
 
+// waiting is a pod that has waited long for its labels.
+type waiting struct{ pod, text string }
+
 // waitingSince remembers since when pods wait for their labels, and says which have
 // waited too long.
-func (e *Enforcer) waitingSince(waiting []*inventory.Pod) []string {
+func (e *Enforcer) waitingSince(pods []*inventory.Pod) []waiting {
 	since := map[inventory.Key]time.Time{}
-	var late []string
-	for _, p := range waiting {
+	var late []waiting
+	for _, p := range pods {
 		t, ok := e.waits[p.Key]
 		if !ok {
 			t = time.Now()
 		}
 		since[p.Key] = t
 		if time.Since(t) >= holdReport {
-			late = append(late, fmt.Sprintf("pod %s (%v) is held: its CNI result is there, but no source that is configured has told its labels", p.Key, p.Addresses))
+			late = append(late, waiting{p.Key.String(), fmt.Sprintf("pod %s (%v) is held: its CNI result is there, but no source that is configured has told its labels", p.Key, p.Addresses)})
 		}
 	}
 	e.waits = since

@@ -6,8 +6,10 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"edgepolicy.io/edgepolicyd/internal/denied"
 	"edgepolicy.io/edgepolicyd/internal/explain"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/manifest"
@@ -24,7 +26,8 @@ type published struct {
 	table    *ruleset.Table // what the kernel holds, nil if that is nothing
 	// interfaces are those that the table is about.
 	interfaces ruleset.Interfaces
-	holds      bool // and that is not what the snapshot gives
+	holds      bool                 // and that is not what the snapshot gives
+	names      func() *denied.Names // who is who in the table
 }
 
 // version is the content of a policy and when it came into force.
@@ -50,7 +53,7 @@ func (e *Enforcer) publish() {
 		s.Pods++
 		counted := map[inventory.Key]bool{}
 		for _, side := range iso.Sides {
-			if side == nil {
+			if side == nil || side.Audit {
 				continue
 			}
 			for _, k := range side.Policies {
@@ -70,44 +73,14 @@ func (e *Enforcer) publish() {
 	s.NodeName, s.Hold = e.cfg.NodeName, e.holdStatus()
 	e.publishPolicies(&s, selected)
 	e.publishSources(&s)
-	s.Health, s.Reasons = e.health(&s)
-	e.tell(&s)
-	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual, interfaces: e.compiler.Interfaces, holds: e.holds})
-}
-
-// tell logs what is new since the last time: each problem and warning once, and
-// that it ended.
-func (e *Enforcer) tell(s *status.Status) {
-	now := map[string]bool{}
-	for _, r := range s.Reasons {
-		now[r] = true
-		if !e.told[r] {
-			e.log.Warn(r)
-		}
-	}
-	info := func(text string) {
-		now[text] = true
-		if !e.told[text] {
-			e.log.Info(text)
-		}
-	}
-	for _, src := range s.Sources {
-		if !src.OfflineSince.IsZero() {
-			info(fmt.Sprintf("source %s: offline since %s; what was known last stays in force", src.Name, src.OfflineSince.Format(time.RFC3339)))
-		}
-		for _, w := range src.Warnings {
-			info("warning: " + w)
-		}
-	}
-	for _, n := range e.notes {
-		info(n)
-	}
-	for r := range e.told {
-		if !now[r] {
-			e.log.Info("no longer: " + r)
-		}
-	}
-	e.told = now
+	failed, degraded := e.reasons(&s)
+	s.Health, s.Reasons = health(failed, degraded)
+	e.tell(append(failed, degraded...), e.news(&s))
+	isolations, snapshot := e.isolations, e.snapshot
+	e.published.Store(&published{
+		status: s, snapshot: snapshot, table: e.actual, interfaces: e.compiler.Interfaces, holds: e.holds,
+		names: sync.OnceValue(func() *denied.Names { return denied.NewNames(isolations, snapshot) }),
+	})
 }
 
 func (e *Enforcer) publishPolicies(s *status.Status, selected map[inventory.Key]int) {
@@ -155,63 +128,6 @@ func place(o inventory.Origin) string {
 		return o.String()
 	}
 	return fmt.Sprintf("%s:%d", o, o.Column)
-}
-
-// health says how it is, and why, the most important first.
-func (e *Enforcer) health(s *status.Status) (string, []string) {
-	var failed, degraded []string
-	switch {
-	case e.flushed != nil:
-		failed = append(failed, fmt.Sprintf("flushed by uid %d at %s: nothing is enforced until a reload or restart", e.flushed.uid, e.flushed.at.Format(time.RFC3339)))
-	case e.applyErr != nil:
-		failed = append(failed, "the kernel does not have what it should: "+e.applyErr.Error())
-	}
-	if e.holds {
-		degraded = append(degraded, "the saved state is lost and not everything can be read: the table that was found in the kernel is left as it is until what is named below is put right")
-	}
-	degraded = append(degraded, e.bridges...)
-	if e.bridgeErr != nil && len(e.wiring.bridges)+len(e.wiring.out.Ports) > 0 {
-		degraded = append(degraded, "pods on one bridge can send as each other, or past the filter with VLAN tags: "+e.bridgeErr.Error())
-	}
-	degraded = append(degraded, e.refusedRanges...)
-	degraded = append(degraded, e.waiting...)
-	for _, src := range s.Sources {
-		if src.Error != "" {
-			degraded = append(degraded, fmt.Sprintf("source %s: %s (what was known last stays in force)", src.Name, src.Error))
-		}
-	}
-	for _, r := range s.Rejected {
-		text := r.Reason
-		if r.Object != "" {
-			text = r.Object + ": " + text
-		}
-		if r.File != "" {
-			text = r.File + ": " + text
-		}
-		if r.Kept {
-			text += " (its last valid version stays in force)"
-		}
-		degraded = append(degraded, "rejected: "+text)
-	}
-	for _, u := range s.Unenforceable {
-		degraded = append(degraded, fmt.Sprintf("pod %s is not enforced: %s", u.Pod, u.Reason))
-	}
-	if e.linksErr != nil {
-		degraded = append(degraded, "where the pods are can't be read, so bridges and pods that are not enforceable may go unnoticed: "+e.linksErr.Error())
-	}
-	if e.interfacesErr != nil {
-		degraded = append(degraded, "the gateway's interfaces can't be read, those known last count: "+e.interfacesErr.Error())
-	}
-	if e.gatewayErr != nil {
-		degraded = append(degraded, "the gateway's own addresses can't be read: "+e.gatewayErr.Error())
-	}
-	switch {
-	case len(failed) > 0:
-		return status.Failed, append(failed, degraded...)
-	case len(degraded) > 0:
-		return status.Degraded, degraded
-	}
-	return status.Healthy, nil
 }
 
 // Status gives what is known of the daemon. Whether the table is there is asked
@@ -402,7 +318,7 @@ func diffObjects(kind string, before, after map[inventory.Key]*inventory.Head) [
 }
 
 // Denied gives the flows that were denied lately.
-func (e *Enforcer) Denied(after uint64) []status.DeniedFlow { return nil }
+func (e *Enforcer) Denied(after uint64) []status.DeniedFlow { return e.denied.After(after) }
 
 // Metrics writes what Prometheus asks for.
 func (e *Enforcer) Metrics(w io.Writer) error { return nil }

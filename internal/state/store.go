@@ -38,6 +38,9 @@ func New(dir string, log *slog.Logger) *Store {
 	return &Store{dir: dir, log: log}
 }
 
+// Path is the file that holds the state.
+func (s *Store) Path() string { return filepath.Join(s.dir, fileName) }
+
 // Load reads what was saved last. No file is an empty Saved without an error,
 // and no error is a reason not to go on: Saved is empty then.
 //
@@ -45,7 +48,7 @@ func New(dir string, log *slog.Logger) *Store {
 // already to state.damaged-2), and the error is ErrDamaged. A file of a later
 // daemon is left alone until Save, and the error is ErrNewer.
 func (s *Store) Load() (Saved, error) {
-	path := filepath.Join(s.dir, fileName)
+	path := s.Path()
 	data, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Saved{}, nil

@@ -236,7 +236,7 @@ func reload(w http.ResponseWriter, r *http.Request, d Daemon) {
 		fail(w, http.StatusInternalServerError, err)
 		return
 	}
-	result, err := d.Reload(ctx)
+	result, err := d.Reload(ctx, fmt.Sprintf("uid %d", r.Context().Value(peerKey{}).(peer).uid))
 	switch {
 	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		fail(w, http.StatusGatewayTimeout, fmt.Errorf("not done after %s, the daemon goes on: %w", timeout, err))

@@ -180,8 +180,9 @@ type DeniedEnd struct {
 // at once.
 type Daemon interface {
 	Status() Status
-	// Reload reads the sources now and returns when the kernel has the result.
-	Reload(ctx context.Context) (ReloadResult, error)
+	// Reload reads the sources now on behalf of somebody ("uid 0") and returns when
+	// the kernel has the result.
+	Reload(ctx context.Context, by string) (ReloadResult, error)
 	// Flush takes the tables away on behalf of a user and stops enforcing.
 	Flush(ctx context.Context, uid uint32) error
 	// Snapshot gives what is known, and the options it is judged by; an error if

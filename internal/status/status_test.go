@@ -38,7 +38,7 @@ func (f *fake) Status() Status {
 		Rejected: []Rejected{{Object: "NetworkPolicy default/web", Reason: "bad", Kept: true}}}
 }
 
-func (f *fake) Reload(ctx context.Context) (ReloadResult, error) {
+func (f *fake) Reload(ctx context.Context, _ string) (ReloadResult, error) {
 	if f.block {
 		<-ctx.Done()
 		return ReloadResult{}, ctx.Err()

@@ -102,6 +102,9 @@ func New(l *lab.Lab, folder, config string) (*Daemon, error) {
 	if err := os.MkdirAll(d.Dir, 0o755); err != nil {
 		return nil, err
 	}
+	if !strings.Contains(config, "log:") { // and where journald is, it is not to be read here
+		config = "log: {format: text}\n" + config
+	}
 	text := fmt.Sprintf("sources:\n  directory: {path: %s}\nstateDir: %s\nsocket: %s\n%s", d.Dir, d.State, filepath.Join(folder, "edgepolicyd.sock"), config)
 	return d, os.WriteFile(d.Config, []byte(text), 0o644)
 }

@@ -68,7 +68,7 @@ func TestHeldIsCountedAndNamed(t *testing.T) {
 			s, _ := w.status()
 			return s.Hold.On && s.Hold.Packets > 0 && strings.Contains(strings.Join(s.Hold.Addresses, " "), stranger)
 		})
-		w.waitFor("in the journal too", func() bool { return strings.Contains(w.Log(), "is held\" address="+stranger) })
+		w.waitFor("in the journal too", func() bool { return strings.Contains(w.Log(), stranger+" is held") })
 		if s, _ := w.status(); s.Hold.Latency.Pods < 1 || s.Hold.Latency.Last <= 0 || s.Hold.Latency.Most < s.Hold.Latency.Last {
 			t.Errorf("latency: %+v", s.Hold.Latency)
 		}

@@ -132,7 +132,7 @@ func TestDaemonUpdates(t *testing.T) {
 		w.must(err)
 		complain(t, r, sent, j.during)
 		w.converged()
-		if n := strings.Count(w.Log(), "msg=applied"); n < len(j)/2 {
+		if n := strings.Count(w.Log(), "event=generation-applied"); n < len(j)/2 {
 			t.Errorf("%d changes of the kernel for %d updates", n, len(j))
 		}
 	})
