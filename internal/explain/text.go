@@ -32,7 +32,7 @@ func (e Explanation) Text() string {
 	var notes []string
 	for i, f := range e.Flows {
 		if i == 0 {
-			t.line(0, "%s: %s -> %s %s", verdictText(e.Verdict, f.WouldDeny && !f.any()), f.From, f.To, orElse(e.Question.Port, f.Port))
+			t.line(0, "%s: %s -> %s %s", verdictText(e.Verdict, f.WouldDeny && !f.any()), f.From, f.To, f.Port)
 		} else {
 			t.line(0, "")
 		}
@@ -88,8 +88,9 @@ func (f Flow) write(t *text) {
 
 // sideText sums up one end's part, of any traffic without a verdict.
 func sideText(s policy.SideReasoning, any bool) string {
+	exempt := s.Isolated && s.Allowed && !strings.HasPrefix(s.Reason, Allowed)
 	switch {
-	case any && s.Isolated:
+	case any && s.Isolated && !exempt:
 		return "isolated, what the rules below allow passes"
 	case any && s.WouldDeny:
 		return "not isolated, and what the audited rules below do not allow would be denied"
