@@ -213,11 +213,8 @@ func (in Input) gatewayEnd() (end, error) {
 func (in Input) near(name string) string {
 	var list []string
 	for _, p := range in.Snapshot.Pods {
-		common := 0
-		for common < min(len(name), len(p.Key.Name)) && name[common] == p.Key.Name[common] {
-			common++
-		}
-		if len(list) < 5 && name != "" && (strings.Contains(p.Key.Name, name) || strings.Contains(name, p.Key.Name) || 2*common >= len(name)) {
+		similar := strings.Contains(p.Key.Name, name) || distance(name, p.Key.Name) <= 1+len(name)/3
+		if name != "" && similar && len(list) < 5 {
 			list = append(list, p.Key.String())
 		}
 	}
@@ -225,6 +222,30 @@ func (in Input) near(name string) string {
 		return fmt.Sprintf(" (%d pods are known)", len(in.Snapshot.Pods))
 	}
 	return "; did you mean " + strings.Join(list, ", ") + "?"
+}
+
+// distance counts the bytes to insert, drop or replace. Long names are never near,
+// which bounds the work.
+func distance(a, b string) int {
+	if len(a) > 300 || len(b) > 300 {
+		return 300
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
 }
 
 // pairs gives the ends' addresses that can speak to each other: of the source the
