@@ -182,7 +182,7 @@ func TestEachFamilyHasItsVerdict(t *testing.T) {
 func TestWhatCanNotBeAsked(t *testing.T) {
 	in := pairInput(t, ruleset.Interfaces{})
 	for _, tc := range []struct{ from, to, port, want string }{
-		{"wbe", "db", "", `from "wbe": it is no address, not "gateway", and no pod of this name is known in namespace "default"; did you mean default/web?`},
+		{"wbe", "db", "", `from "wbe": it is no address, not "gateway", and no pod of this name is known in namespace "default"; did you mean default/db, default/web?`},
 		{"web", "host", "", `; did you mean kube-system/host?`},
 		{"zzz", "db", "", `(6 pods are known)`},
 		{"web", "fe80::1%eth0", "", `policies know no interfaces: name it as fe80::1`},
