@@ -1,15 +1,148 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"edgepolicy.io/edgepolicyd/internal/denied"
+	"edgepolicy.io/edgepolicyd/internal/explain"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/policy"
+	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
 func (a *app) deniedCommand() *cobra.Command {
-	return &cobra.Command{
+	var follow, suggest bool
+	c := &cobra.Command{
 		Use:   "denied",
-		Short: "Show flows that were denied lately",
-		RunE:  func(*cobra.Command, []string) error { return errors.New("not there yet") },
+		Short: "Show the flows that were denied lately",
+		Long: `Show the flows that policies denied lately, or would deny in audit mode, the
+last one last, from the daemon's memory: a thousand flows.
+
+The packets are those that the kernel showed, a few a second of each pod; exact
+totals of each pod are in the metrics. With --suggest, print the NetworkPolicies
+that would allow the flows, to be read before they are used.`,
+		Example: `  edgepolicyd denied --follow
+  edgepolicyd denied --suggest > /tmp/allow.yaml`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if follow && suggest {
+				return fmt.Errorf("%w: --follow and --suggest exclude each other", errUsage)
+			}
+			return a.denied(cmd.Context(), follow, suggest)
+		},
 	}
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on, with each flow that is denied from now on")
+	c.Flags().BoolVar(&suggest, "suggest", false, "print the policies that would allow the flows")
+	return c
+}
+
+// followEvery is how often the daemon is asked.
+const followEvery = time.Second
+
+func (a *app) denied(ctx context.Context, follow, suggest bool) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	list, err := client.Denied(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if suggest {
+		return a.suggest(ctx, client, list)
+	}
+	if a.output == "json" && !follow {
+		return a.printJSON(list)
+	}
+	if len(list) == 0 && !follow {
+		fmt.Fprintln(a.stdout, "nothing was denied lately")
+	}
+	last := uint64(0)
+	for {
+		for _, f := range list {
+			last = max(last, f.Seq)
+			if err := a.printDenied(f); err != nil {
+				return err
+			}
+		}
+		if !follow {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(followEvery):
+		}
+		if list, err = client.Denied(ctx, last); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+func (a *app) printDenied(f status.DeniedFlow) error {
+	if a.output == "json" {
+		return a.printJSON(f)
+	}
+	packets := "1 packet"
+	if f.Packets > 1 {
+		packets = fmt.Sprintf("%d packets since %s", f.Packets, f.First.Local().Format(time.TimeOnly))
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s %s (from %s, %s)\n", f.Last.Local().Format(time.DateTime), denied.Text(&f), f.Interface, packets)
+	return err
+}
+
+// suggest prints, for each flow that is still denied, the policies that would allow
+// it.
+func (a *app) suggest(ctx context.Context, client *status.Client, list []status.DeniedFlow) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	known, err := client.Known(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := inForce(ctx, known)
+	if err != nil {
+		return err
+	}
+	o := cfg.Options()
+	var documents []string
+	seen := map[string]bool{}
+	for _, f := range list {
+		protocol, ok := inventory.ParseProtocol(f.Protocol)
+		if !ok {
+			protocol = map[string]inventory.Protocol{"ICMP": inventory.ICMP, "ICMPv6": inventory.ICMPv6}[f.Protocol]
+		}
+		text, err := explain.Suggest(s, &o, policy.Flow{
+			From: policy.EndpointAt(s, f.From.Address), To: policy.EndpointAt(s, f.To.Address), Protocol: protocol, Port: f.Port,
+		})
+		if errors.Is(err, explain.ErrNothingToSuggest) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !seen[text] {
+			seen[text] = true
+			documents = append(documents, "# for: "+denied.Text(&f)+"\n"+text)
+		}
+	}
+	if a.output == "json" {
+		return a.printJSON(map[string][]string{"suggested": documents})
+	}
+	if len(documents) == 0 {
+		documents = []string{"# nothing that was denied lately is denied still\n"}
+	}
+	_, err = fmt.Fprint(a.stdout, strings.Join(documents, "---\n"))
+	return err
 }

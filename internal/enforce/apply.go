@@ -99,17 +99,22 @@ func (e *Enforcer) applyOnce() error {
 		return err
 	}
 	took := time.Since(begin)
+	e.latencies.add(took)
 	if largest(change.Transactions) > verifyAbove {
 		if err := e.verify(change.Target); err != nil {
 			return err
 		}
 	}
+	old := e.actual
 	e.actual = change.Target
 	e.generation++
 	e.lastApply = time.Now()
 	e.noteGeneration(before + uint32(len(change.Transactions)))
 	e.applied = &applied{transactions: len(change.Transactions), restricts: change.Restricts, took: took}
 	if change.Restricts {
+		if len(old.Chains) > 0 && !e.cfg.Restoring {
+			e.restricted(old, change.Target)
+		}
 		e.bumps++
 		e.sweep()
 	}
@@ -271,7 +276,7 @@ func (e *Enforcer) check() {
 		}
 	}
 	e.logDrift(got, want, err)
-	e.repairs++
+	e.repairs.Add(1)
 	begin := time.Now()
 	e.closeKernel()
 	if e.update(); e.applyErr == nil {

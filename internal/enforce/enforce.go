@@ -66,6 +66,8 @@ type Enforcer struct {
 	published atomic.Pointer[published]
 	denied    *denied.Flows
 	commits   commits // of other programs
+	latencies latencies
+	repairs   atomic.Uint64 // of the table, after another program changed it
 
 	reports  map[string]source.Report // the newest of each source
 	own      []netip.Addr             // the gateway's addresses
@@ -124,9 +126,9 @@ type Enforcer struct {
 	linksErr      error                  // the pods' routes, or other programs' flow tables, can't be read
 	stateErr      atomic.Pointer[string] // of the last save, empty if it went well
 	toSave        chan state.State       // at most one, the newest
+	restrictions  chan restriction       // likewise
 	flushed       *flushed
 	told          map[string]reason // what was logged, by its text
-	repairs       uint64            // of the table, after another program changed it
 }
 
 type flushed struct {
@@ -152,10 +154,12 @@ func New(cfg Config) *Enforcer {
 		cfg: cfg, log: cfg.Log, started: time.Now(),
 		requests: make(chan request),
 		toSave:   make(chan state.State, 1),
-		reports:  map[string]source.Report{},
-		since:    map[inventory.Key]version{},
-		snapshot: &inventory.Snapshot{},
-		heldTold: map[netip.Addr]bool{},
+
+		restrictions: make(chan restriction, 1),
+		reports:      map[string]source.Report{},
+		since:        map[inventory.Key]version{},
+		snapshot:     &inventory.Snapshot{},
+		heldTold:     map[netip.Addr]bool{},
 	}
 	e.resolver = policy.NewResolver(&e.cfg.Options)
 	e.compiler = ruleset.NewCompiler(cfg.Table, &e.cfg.Options)
@@ -200,6 +204,8 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	go e.watchCommits(ctx, foreign)
 	e.listen(ctx)
 	go e.denied.Run(ctx)
+	go e.countCut(e.restrictions)
+	defer close(e.restrictions)
 	defer e.closeBridge()
 	written := make(chan struct{})
 	go func() {
@@ -481,68 +487,4 @@ func (e *Enforcer) closeKernel() {
 		e.log.Debug("close netlink socket", "error", err)
 	}
 	e.kernel, e.actual = nil, nil
-}
-
-// listen has denied packets shown. Without what that needs in the kernel, the table's
-// rules can't be loaded either; if only somebody else listens already, they can.
-func (e *Enforcer) listen(ctx context.Context) {
-	if !e.cfg.Options.Log {
-		return
-	}
-	e.listenErr = e.denied.Listen(ctx)
-	e.cfg.Options.Log = e.listenErr == nil || strings.Contains(e.listenErr.Error(), unix.EBUSY.Error())
-}
-
-// watchCommits hands on who changes nftables.
-func (e *Enforcer) watchCommits(ctx context.Context, changed chan<- nft.Commit) {
-	for ctx.Err() == nil {
-		err := nft.Watch(ctx, func(c nft.Commit) {
-			select {
-			case changed <- c:
-			default: // too many to remember
-			}
-		})
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		e.log.Debug("watching nftables failed; trying again", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// watchGateway tells the loop when addresses, links or routes changed.
-func (e *Enforcer) watchGateway(ctx context.Context, changed chan<- struct{}) {
-	for ctx.Err() == nil {
-		err := gateway.Watch(ctx, func() {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		})
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		e.log.Error("watching the gateway's addresses and routes failed; trying again", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// readGateway learns the gateway's own addresses and next hops (S33).
-func (e *Enforcer) readGateway() {
-	ctx, cancel := context.WithTimeout(context.Background(), kernelTimeout)
-	defer cancel()
-	f, err := gateway.Read(ctx)
-	e.gatewayErr = err
-	if err != nil {
-		e.log.Error("the gateway's own addresses can't be read; the last known ones stay", "error", err)
-		return
-	}
-	e.own, e.nextHops = f.Addresses, f.NextHops
-	e.linksOld, e.interfacesOld = true, true
 }

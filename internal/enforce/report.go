@@ -3,7 +3,6 @@ package enforce
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -319,6 +318,3 @@ func diffObjects(kind string, before, after map[inventory.Key]*inventory.Head) [
 
 // Denied gives the flows that were denied lately.
 func (e *Enforcer) Denied(after uint64) []status.DeniedFlow { return e.denied.After(after) }
-
-// Metrics writes what Prometheus asks for.
-func (e *Enforcer) Metrics(w io.Writer) error { return nil }
