@@ -130,11 +130,15 @@ var features = []feature{
 	{id: "reject", what: "rules that answer with an ICMP error", option: "NFT_REJECT_INET", module: "nft_reject_inet", table: matching(ruleset.Reject{}), needed: forReject},
 	{id: "reject-tcp", what: "rules that answer with a TCP reset", option: "NFT_REJECT_INET", module: "nft_reject_inet", table: table(rule(ruleset.Match{Field: ruleset.L4Proto, Value: "tcp"}, ruleset.Reject{Reset: true})), needed: forReject},
 	{id: "bridge", what: "base chains of the bridge family", option: "NF_TABLES_BRIDGE", module: "nf_tables", base: true, table: hooked(ruleset.FamilyBridge, "prerouting", "forward"), needed: forBridge},
-	{id: "bridge-matches", what: "matches of frames' types and ports", option: "NF_TABLES_BRIDGE", module: "nft_meta", table: bridged(matching(
+	{id: "bridge-matches", what: "matches of frames' types, ports and addresses", option: "NF_TABLES_BRIDGE", module: "nft_meta", table: bridged(matching(
 		ruleset.Match{Field: ruleset.EtherType, Value: "8021q"}, ruleset.Match{Field: ruleset.InInterface, Value: "lo"},
-		ruleset.Match{Field: ruleset.IP6Source, Value: "fe80::/8"})), needed: forBridge},
-	{id: "bridge-sets", what: "sets of bridge ports with addresses", option: "NF_TABLES_BRIDGE", module: "nf_tables_set", table: bridged(looking(
+		ruleset.Match{Field: ruleset.IP6Destination, Value: "ff00::/8"}, ruleset.Match{Field: ruleset.HopLimit, Value: "255"})), needed: forBridge},
+	{id: "bridge-ports-ipv6", what: "sets of bridge ports with IPv6 addresses", option: "NF_TABLES_BRIDGE", module: "nf_tables_set", table: bridged(looking(
+		ruleset.Set{Key: types(ruleset.TypeInterface, ruleset.TypeIPv6), Size: 8}, ruleset.Fields{ruleset.InInterface, ruleset.IP6Source})), needed: forBridge},
+	{id: "bridge-ports-ipv4", what: "sets of bridge ports with IPv4 addresses", option: "NF_TABLES_BRIDGE", module: "nf_tables_set", table: bridged(looking(
 		ruleset.Set{Key: types(ruleset.TypeInterface, ruleset.TypeIPv4), Size: 8}, ruleset.Fields{ruleset.InInterface, ruleset.IPSource})), needed: forBridge},
+	{id: "bridge-icmp", what: "sets of ICMPv6 types, in frames", option: "NF_TABLES_BRIDGE", module: "nf_tables_set", table: bridged(looking(
+		ruleset.Set{Key: types(ruleset.TypeICMPv6), Size: 8}, ruleset.Fields{ruleset.ICMPv6Type})), needed: forBridge},
 	{id: "owner", what: "tables that belong to one program and outlive it (Linux 6.9)", try: nft.TryOwner, needed: func(context.Context, *Host) (Severity, error) { return Note, nil }},
 }
 
@@ -203,12 +207,12 @@ func featureChecks() (list []Check) {
 // errNotTried says that a feature stands on one that is missing.
 var errNotTried = errors.New("not tried")
 
-// tryAll tries all features in one scratch namespace, each with a table of its own.
-func tryAll() (map[string]error, error) {
+// tryAll tries features in one scratch namespace, each with a table of its own.
+func tryAll(list []feature) (map[string]error, error) {
 	result := map[string]error{}
 	err := nft.Scratch(func() error {
 		lacks := map[ruleset.Family]bool{}
-		for _, f := range features {
+		for _, f := range list {
 			family := ruleset.FamilyINet
 			if f.table != nil {
 				family = f.table.Family
@@ -235,7 +239,7 @@ func (f feature) attempt() error {
 }
 
 func (f feature) look(ctx context.Context, h *Host) ([]problem, error) {
-	results, err := h.features.get(tryAll)
+	results, err := h.features.get(func() (map[string]error, error) { return tryAll(features) })
 	if err != nil {
 		return nil, err
 	}

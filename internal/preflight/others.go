@@ -134,7 +134,7 @@ func lookAtMarks(_ context.Context, h *Host) ([]problem, error) {
 }
 
 func lookAtOffload(ctx context.Context, h *Host) ([]problem, error) {
-	offloaded, err := nft.Offloaded()
+	offloaded, err := h.offloaded.get(nft.Offloaded)
 	if err != nil {
 		return nil, asRoot(err)
 	}

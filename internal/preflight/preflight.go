@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -87,11 +88,12 @@ type Host struct {
 	SourcesErr error           // why they can't be asked
 	Now        func() time.Time
 
-	features once[map[string]error]
-	status   once[status.Status]
-	table    once[*ruleset.Table]
-	reports  once[map[string]source.Report]
-	others   once[others]
+	features  once[map[string]error]
+	status    once[status.Status]
+	table     once[*ruleset.Table]
+	reports   once[map[string]source.Report]
+	others    once[others]
+	offloaded once[map[string]string]
 }
 
 // once keeps what was found out the first time.
@@ -129,8 +131,8 @@ func (c Check) run(ctx context.Context, h *Host) []Finding {
 	found, err := c.look(ctx, h)
 	if err != nil {
 		f := Finding{ID: c.ID, Severity: Note, Unseen: true, What: printable(err.Error())}
-		if errors.Is(err, fs.ErrPermission) {
-			f.Command = "sudo edgepolicyd doctor"
+		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+			f.What, f.Command = "only root may look there", "sudo edgepolicyd doctor"
 		}
 		return []Finding{f}
 	}
