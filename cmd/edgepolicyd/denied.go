@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"edgepolicy.io/edgepolicyd/internal/denied"
 	"edgepolicy.io/edgepolicyd/internal/explain"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
+	"edgepolicy.io/edgepolicyd/internal/manifest"
 	"edgepolicy.io/edgepolicyd/internal/policy"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
@@ -117,7 +119,6 @@ func (a *app) suggest(ctx context.Context, client *status.Client, list []status.
 	}
 	o := cfg.Options()
 	var documents []string
-	seen := map[string]bool{}
 	for _, f := range list {
 		protocol, ok := inventory.ParseProtocol(f.Protocol)
 		if !ok {
@@ -132,10 +133,12 @@ func (a *app) suggest(ctx context.Context, client *status.Client, list []status.
 		if err != nil {
 			return err
 		}
-		if !seen[text] {
-			seen[text] = true
-			documents = append(documents, "# for: "+denied.Text(&f)+"\n"+text)
+		documents = append(documents, text)
+		// What it allows need not be suggested again.
+		for _, doc := range manifest.Decode("suggested", "", []byte(text)).Documents {
+			s.Policies = append(s.Policies, doc.Policy)
 		}
+		slices.SortFunc(s.Policies, func(a, b *inventory.Policy) int { return a.Key.Compare(b.Key) })
 	}
 	if a.output == "json" {
 		return a.printJSON(map[string][]string{"suggested": documents})

@@ -33,22 +33,22 @@ type Daemon struct {
 
 	cmd    *exec.Cmd
 	exited chan struct{}
-	log    output
+	log    Output
 }
 
-// output gathers what the daemon writes.
-type output struct {
+// Output gathers what the daemon writes.
+type Output struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (o *output) Write(p []byte) (int, error) {
+func (o *Output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.b.Write(p)
 }
 
-func (o *output) String() string {
+func (o *Output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.b.String()
@@ -196,7 +196,7 @@ func (d *Daemon) Run(args ...string) (stdout, stderr string, code int, err error
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, d.Binary, append(args, "--config", d.Config)...)
-	var out, errs output
+	var out, errs Output
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := d.Lab.Gateway.Start(cmd); err != nil {
 		return "", "", 0, err

@@ -4,13 +4,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/lab"
 	"edgepolicy.io/edgepolicyd/internal/status"
+	"edgepolicy.io/edgepolicyd/tests/daemon"
 )
 
 // deny selects web alone, and lets the client in to port 80.
@@ -99,4 +105,152 @@ func TestDeniedFlowsAreTold(t *testing.T) {
 			})
 		})
 	}
+}
+
+// --suggest prints policies that allow what was denied, both ways where both ends
+// deny, and nothing else: pasted into the folder they do.
+func TestDeniedSuggest(t *testing.T) {
+	crowded(t, "", func(t *testing.T, w *world) {
+		w.enforce(policy("web", onlyClient), policy("other", `podSelector: {matchLabels: {app: other}}, policyTypes: [Egress]`))
+		w.see("denied before", "other web 81 no\nweb outside 53/UDP no\nfar/stranger web 81 no\n")
+		w.eventually("all of them are remembered", func() bool { return len(w.deniedFlows()) >= 6 })
+		out, errOut, code, err := w.Run("denied", "--suggest")
+		w.must(err)
+		if code != 0 {
+			t.Fatalf("exit %d: %s", code, errOut)
+		}
+		w.apply("suggested.yaml", out)
+		w.healthy()
+		w.see("allowed by what was suggested", "other web 81 yes\nweb outside 53/UDP yes\nother web 82 no\nother outside 81 no\n")
+	})
+}
+
+// --follow prints a flow when it is denied, and again when it goes on.
+func TestDeniedFollow(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	w.must(w.Start())
+	w.enforce(denyWeb)
+	w.expect(false, "before", tcp("10.42.0.11", "10.42.0.12", 79))
+	var out daemon.Output
+	cmd := exec.Command(w.Binary, "denied", "--follow", "--config", w.Config)
+	cmd.Stdout = &out
+	w.must(w.Gateway.Start(cmd))
+	defer func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("denied --follow ends with %v", err)
+		}
+	}()
+	for _, port := range []uint16{80, 81} {
+		w.expect(false, "now", tcp("10.42.0.11", "10.42.0.12", port))
+		w.eventually("it is printed", func() bool {
+			return strings.Contains(out.String(), fmt.Sprintf("denied ingress default/client -> 10.42.0.12:%d/TCP (default/web)", port))
+		})
+	}
+	if !strings.Contains(out.String(), "10.42.0.12:79/TCP") {
+		t.Errorf("what was denied before is missing:\n%s", out.String())
+	}
+}
+
+// tried is a policy that is only audited.
+func tried(name, spec string) string {
+	return strings.Replace(policy(name, spec), "metadata: {", "metadata: {annotations: {edgepolicy.io/enforcement: audit}, ", 1)
+}
+
+// What a policy that is only tried would deny passes, is told and is counted; where
+// another isolates the pod it means nothing; and enforced, it cuts what it denies.
+func TestAuditedPolicy(t *testing.T) {
+	crowded(t, "", func(t *testing.T, w *world) {
+		w.serve("web", "tcp", 81)
+		w.enforce(tried("web", onlyClient))
+		c := w.connects("other", "tcp", w.addrs("web.4")[0].String()+":81")
+		w.works("a connection that would be denied", c)
+		w.see("everything passes", "client web 80 yes\nother web 82 yes\nweb outside 82 yes\nweb other ping yes\nweb gateway 82 yes\n")
+		w.eventually("and is told", func() bool {
+			return strings.Contains(w.Log(), "would deny ingress default/other -> 10.42.0.12:82/TCP (default/web): not allowed by default/web") &&
+				strings.Contains(w.Log(), "would deny egress default/web -> ") && strings.Contains(w.Log(), "event=would-deny pod=default/web")
+		})
+		if strings.Contains(w.Log(), "default/client ->") {
+			t.Error("what the policy allows is told as denied")
+		}
+		for _, want := range []string{`would_deny_packets_total{namespace="default",pod="web",direction="ingress"} `, `would_deny_packets_total{namespace="default",pod="web",direction="egress"} `} {
+			if w.metric(want) == 0 {
+				t.Errorf("%s is 0", want)
+			}
+		}
+		if s, _ := w.status(); s.IsolatedPods != 0 {
+			t.Errorf("%d pods are isolated by a policy that is only tried", s.IsolatedPods)
+		}
+
+		w.enforce(tried("web", onlyClient), policy("base", `podSelector: {}, ingress: [{ports: [{port: 82}]}]`))
+		w.see("the other policy counts alone", "other web 82 yes\nclient web 80 no\nweb outside 83 yes\n")
+		w.works("as it would be if enforced", w.connects("web", "tcp", w.addrs("web.4")[0].String()+":81"))
+
+		w.enforce(policy("web", onlyClient))
+		w.cut("enforced", c)
+		w.see("enforced", "client web 80 yes\nother web 82 no\nweb outside 82 no\n")
+		w.eventually("the connection that was cut is told", func() bool { return strings.Contains(w.Log(), "event=connections-cut count=") })
+	})
+}
+
+// enforcement: audit makes it so for all policies.
+func TestAuditMode(t *testing.T) {
+	crowded(t, "enforcement: audit\n", func(t *testing.T, w *world) {
+		w.enforce(denyWeb)
+		w.see("everything passes", "client web 80 yes\noutside web 80 yes\nweb outside 80 yes\n")
+		w.eventually("and is told", func() bool { return len(w.deniedFlows()) >= 6 })
+		for _, f := range w.deniedFlows() {
+			if f.Verdict != "would deny" {
+				t.Errorf("%+v", f)
+			}
+		}
+		if w.metric(`edgepolicyd_denied_packets_total{`) != 0 {
+			t.Error("something was denied")
+		}
+	})
+}
+
+// metric is the value of the series that begins so, 0 if there is none.
+func (w *world) metric(series string) int {
+	w.t.Helper()
+	for _, l := range strings.Split(w.gw("curl", "-sS", "--unix-socket", filepath.Join(w.Folder, "edgepolicyd.sock"), "http://edgepolicyd/metrics"), "\n") {
+		if strings.Contains(l, series) {
+			n, err := strconv.Atoi(l[strings.LastIndex(l, " ")+1:])
+			w.must(err)
+			return n
+		}
+	}
+	return 0
+}
+
+// The totals of packets and bytes are exact, also of what no line tells, and on the
+// loopback address there are metrics and nothing else.
+func TestMetrics(t *testing.T) {
+	crowded(t, "audit: {denied: {perPodRate: 1}}\nmetrics: {listen: 127.0.0.1:9469}\n", func(t *testing.T, w *world) {
+		w.enforce(policy("web", onlyClient))
+		const n = 50
+		for range n {
+			w.expect(false, "denied", lab.Probe{Src: w.addrs("other.4")[0], Dst: w.addrs("web.4")[0], Proto: inventory.UDP, DstPort: 81})
+		}
+		web := `{namespace="default",pod="web",direction="ingress"} `
+		if got := w.metric("denied_packets_total" + web); got != n {
+			t.Errorf("%d packets were denied, the metric says %d", n, got)
+		}
+		if got := w.metric("denied_bytes_total" + web); got == 0 || got%n != 0 {
+			t.Errorf("%d bytes in %d packets of one size", got, n)
+		}
+		for path, want := range map[string]string{"metrics": "200", "v1/status": "404", "v1/flush": "404", "": "404"} {
+			if got := w.gw("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9469/"+path); got != want {
+				t.Errorf("/%s: %s, want %s", path, got, want)
+			}
+		}
+		parsed := w.gw("curl", "-sS", "http://127.0.0.1:9469/metrics")
+		line := regexp.MustCompile(`^(# (HELP|TYPE) edgepolicyd_[a-z_]+ .+|edgepolicyd_[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.e+-]+)$`)
+		for _, l := range strings.Split(strings.TrimSpace(parsed), "\n") {
+			if !line.MatchString(l) {
+				t.Errorf("no line of Prometheus' format: %q", l)
+			}
+		}
+	})
 }
