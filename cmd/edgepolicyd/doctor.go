@@ -68,14 +68,14 @@ func (a *app) host(ctx context.Context) *preflight.Host {
 func printFindings(w io.Writer, found []preflight.Finding) {
 	var well []string
 	unseen := map[string][]string{} // by the reason
-	var reasons []string
+	var reasons []preflight.Finding // one of each reason
 	missed := 0
 	counts := map[preflight.Severity]int{}
 	for _, f := range found {
 		switch {
 		case f.Unseen:
 			if unseen[f.What] == nil {
-				reasons = append(reasons, f.What)
+				reasons = append(reasons, f)
 			}
 			unseen[f.What] = append(unseen[f.What], f.ID)
 			missed++
@@ -87,18 +87,23 @@ func printFindings(w io.Writer, found []preflight.Finding) {
 		}
 		counts[f.Severity]++
 	}
-	for _, reason := range reasons {
-		fmt.Fprintf(w, "not looked at\n%s%s\n", paragraph("  ", strings.Join(unseen[reason], ", ")), paragraph("  why: ", reason+"."))
+	for _, f := range reasons {
+		fmt.Fprintf(w, "%s%s", paragraph("not looked at: ", f.What), paragraph("  ", strings.Join(unseen[f.What], ", ")))
+		printCommand(w, f)
 	}
 	if len(well) > 0 {
 		fmt.Fprintf(w, "ok\n%s\n", paragraph("  ", strings.Join(well, ", ")))
 	}
 	var totals []string
-	for _, s := range []preflight.Severity{preflight.Impaired, preflight.Warning, preflight.Note, preflight.OK} {
+	if n := counts[preflight.Impaired]; n > 0 {
+		totals = append(totals, fmt.Sprintf("%d impaired", n))
+	}
+	for _, s := range []preflight.Severity{preflight.Warning, preflight.Note} {
 		if counts[s] > 0 {
-			totals = append(totals, fmt.Sprintf("%d %s", counts[s], s))
+			totals = append(totals, count(counts[s], string(s)))
 		}
 	}
+	totals = append(totals, fmt.Sprintf("%d ok", len(well)))
 	if missed > 0 {
 		totals = append(totals, fmt.Sprintf("%d not looked at", missed))
 	}
@@ -107,8 +112,14 @@ func printFindings(w io.Writer, found []preflight.Finding) {
 
 func printFinding(w io.Writer, f preflight.Finding) {
 	fmt.Fprintf(w, "%s  %s\n%s%s", f.Severity, f.ID, paragraph("  ", f.What), paragraph("  why: ", f.Why))
+	printCommand(w, f)
+}
+
+// printCommand ends a paragraph. The command is never broken, so that it can be
+// copied.
+func printCommand(w io.Writer, f preflight.Finding) {
 	if f.Command != "" {
-		fmt.Fprintf(w, "  do:  %s\n", f.Command) // never broken, so that it can be copied
+		fmt.Fprintf(w, "  do:  %s\n", f.Command)
 	}
 	fmt.Fprintln(w)
 }

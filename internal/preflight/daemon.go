@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,8 +86,20 @@ func (h *Host) ask(ctx context.Context) (status.Status, error) {
 	})
 }
 
-// errNoDaemon says that a check needs a daemon that answers.
-var errNoDaemon = errors.New("there is no daemon that answers")
+// What a check needs that is not there.
+var (
+	errNoDaemon = errors.New("there is no daemon that answers")
+	errNoTable  = errors.New("there is no table in the kernel")
+)
+
+// answered gives the daemon's status, or why a check that needs it can't be made.
+func (h *Host) answered(ctx context.Context) (status.Status, error) {
+	s, err := h.ask(ctx)
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		err = errNoDaemon
+	}
+	return s, err
+}
 
 func lookAtDaemon(ctx context.Context, h *Host) ([]problem, error) {
 	_, err := h.ask(ctx)
@@ -103,9 +116,9 @@ func lookAtDaemon(ctx context.Context, h *Host) ([]problem, error) {
 const maxReasons = 10
 
 func lookAtHealth(ctx context.Context, h *Host) ([]problem, error) {
-	s, err := h.ask(ctx)
+	s, err := h.answered(ctx)
 	if err != nil {
-		return nil, errNoDaemon
+		return nil, err
 	}
 	severity := Warning
 	if s.Health == status.Failed || len(s.Unenforceable) > 0 {
@@ -198,9 +211,12 @@ func lookAtTable(ctx context.Context, h *Host) ([]problem, error) {
 // compareTable compares what the kernel holds with what the daemon wrote last,
 // between two answers of the same generation.
 func compareTable(ctx context.Context, h *Host) ([]problem, error) {
-	before, err := h.ask(ctx)
+	before, err := h.answered(ctx)
 	if err != nil {
-		return nil, errNoDaemon
+		return nil, err
+	}
+	if t, err := h.kernelTable(); err != nil || t == nil {
+		return nil, cmp.Or(err, errNoTable)
 	}
 	for range 5 {
 		wrote, err := h.Daemon.Table(ctx, "")
@@ -221,7 +237,7 @@ func compareTable(ctx context.Context, h *Host) ([]problem, error) {
 			continue
 		}
 		if t == nil {
-			return nil, errors.New("there is no table to compare")
+			return nil, errNoTable
 		}
 		if t.Text(nil) == wrote {
 			return nil, nil

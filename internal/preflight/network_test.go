@@ -215,7 +215,7 @@ table inet firewalld {
 		finds(t, offload, "others.offload", Impaired, "interface "+g.pod.HostInterface+" of pods is in flow table ft of table x", "nft list flowtables")
 		offload.offloaded.value = map[string]string{"uplink": "flow table ft of table x"}
 		finds(t, offload, "others.offload", Note, "interface uplink is in flow table ft", "")
-		finds(t, nobody(), "others.kube-router", Warning, "2 chains KUBE-POD-FW-* in table ip filter, 1 chains KUBE-ROUTER-* in table ip filter; nobody who makes them runs", "iptables-restore")
+		finds(t, nobody(), "others.kube-router", Warning, "2 chains KUBE-POD-FW-* in table ip filter, 1 chains KUBE-ROUTER-* in table ip filter; nobody who makes them runs", "KUBE-(ROUTER|POD-FW|NWPLCY)")
 		running := nobody()
 		running.Root = tree(t, map[string]string{"proc/12/comm": "k3s-server\n", "proc/13/comm": "firewalld\n"})
 		finds(t, running, "others.kube-router", Warning, "process k3s-server runs", "--disable-network-policy")

@@ -24,12 +24,12 @@ var otherChecks = []Check{
 	{ID: "others.mark", Severity: Warning, Well: "no other rules write our bits of the connection mark", look: lookAtMarks,
 		Why:     "Our bits say which connections were judged under the rules in force. Who erases them costs time; who restores them lets revoked connections live on.",
 		Command: "nft list chain FAMILY TABLE CHAIN  # or another connectionMark.mask in the configuration"},
-	{ID: "others.offload", Severity: Warning, Well: "no interfaces of pods are in flow tables", look: lookAtOffload,
+	{ID: "others.offload", Severity: Impaired, Well: "no interfaces of pods are in flow tables", look: lookAtOffload,
 		Why:     "The kernel takes established connections between these interfaces past the table: a policy that changes does not reach them.",
 		Command: "nft list flowtables  # take the interface out of its flow table"},
 	{ID: "others.kube-router", Severity: Warning, Well: "no chains of another policy enforcer are there", look: lookAtKubeRouter,
 		Why:     "Chains that kube-router, or k3s's built-in copy of it, left behind go on dropping, by policies that are out of date; if it runs, two enforce, and what either denies is denied.",
-		Command: "iptables-save | grep -vE 'KUBE-(ROUTER|POD-FW|NWPLCY)' | iptables-restore; the same with ip6tables-save; k3s server --disable-network-policy"},
+		Command: "for v in ip ip6; do ${v}tables-save | grep -vE 'KUBE-(ROUTER|POD-FW|NWPLCY)' | ${v}tables-restore; done"},
 	{ID: "others.legacy", Severity: Note, Well: "iptables-legacy is not in use", look: lookAtLegacy,
 		Why:     "Its rules see the same packets, are no part of nftables, and were not looked at: they may drop what policies allow, or write the connection mark.",
 		Command: "iptables-legacy-save; ip6tables-legacy-save"},
@@ -151,7 +151,7 @@ func lookAtOffload(ctx context.Context, h *Host) ([]problem, error) {
 		p := problem{severity: Note, what: fmt.Sprintf("interface %s is in %s; no pods are known there", device, offloaded[device])}
 		for _, l := range links {
 			if l.Interface == device {
-				p = problem{severity: Impaired, what: fmt.Sprintf("interface %s of pods is in %s", device, offloaded[device])}
+				p = problem{what: fmt.Sprintf("interface %s of pods is in %s", device, offloaded[device])}
 			}
 		}
 		found = append(found, p)
@@ -179,13 +179,16 @@ func lookAtKubeRouter(_ context.Context, h *Host) ([]problem, error) {
 	for _, name := range slices.Sorted(maps.Keys(counts)) {
 		names = append(names, fmt.Sprintf("%d chains %s", counts[name], name))
 	}
-	who := "nobody who makes them runs: they are left over"
+	p := problem{what: strings.Join(names, ", ") + "; nobody who makes them runs: they are left over"}
 	for name := range h.processes() {
-		if name == "kube-router" || strings.HasPrefix(name, "k3s") {
-			who = "process " + name + " runs"
+		switch {
+		case name == "kube-router":
+			p = problem{what: strings.Join(names, ", ") + "; process kube-router runs", command: "kube-router --run-firewall=false --cleanup-config"}
+		case strings.HasPrefix(name, "k3s"):
+			p = problem{what: strings.Join(names, ", ") + "; process " + name + " runs", command: "k3s server --disable-network-policy  # and restart it"}
 		}
 	}
-	return []problem{{what: strings.Join(names, ", ") + "; " + who}}, nil
+	return []problem{p}, nil
 }
 
 func lookAtLegacy(_ context.Context, h *Host) ([]problem, error) {
@@ -213,7 +216,7 @@ func lookAtLegacy(_ context.Context, h *Host) ([]problem, error) {
 var programs = []struct{ name, process, table, chain, why, command string }{
 	{"firewalld", "firewalld", "firewalld", "", "Its zones decide about forwarded packets as well, and reject what no zone or policy allows.", "firewall-cmd --permanent --zone=trusted --add-source=POD-RANGE && firewall-cmd --reload"},
 	{"docker", "dockerd", "docker-bridges", "DOCKER", "It sets the policy of FORWARD to drop; what is to pass from pods to the outside needs a rule in DOCKER-USER.", "iptables -I DOCKER-USER -s POD-RANGE -j ACCEPT; iptables -I DOCKER-USER -d POD-RANGE -j ACCEPT"},
-	{"kube-proxy", "kube-proxy", "kube-proxy", "KUBE-SERVICES", "It translates services' addresses before the table sees them: policies are judged by the pods' own addresses, as they should be.", "nothing to do"},
+	{"kube-proxy", "kube-proxy", "kube-proxy", "KUBE-SERVICES", "It translates services' addresses before the table sees them: policies are judged by the pods' own addresses, as they should be.", ""},
 	{"ufw", "ufw", "", "ufw-before-forward", "It drops forwarded packets unless DEFAULT_FORWARD_POLICY or a route rule allows them.", "ufw route allow from POD-RANGE; ufw route allow to POD-RANGE"},
 }
 
