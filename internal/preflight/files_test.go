@@ -221,11 +221,14 @@ func TestSources(t *testing.T) {
 		return h
 	}
 	fine(t, with(source.Report{Source: "kubelet"}), "sources.answer")
-	finds(t, with(source.Report{Source: "kubelet", Err: errors.New("401")}), "sources.answer", Warning, "source kubelet: 401", "status")
+	finds(t, with(source.Report{Source: "kubelet", Err: errors.New("401")}), "sources.answer", Warning, "source kubelet: 401", "curl -kSs ")
 	finds(t, with(source.Report{Source: "api", OfflineSince: time.Now()}), "sources.answer", Warning, "source api: its server is out of reach", "")
 	finds(t, with(source.Report{Source: "api", Unknown: true}), "sources.answer", Warning, "does not answer", "")
 	finds(t, with(source.Report{Source: directory.Name, Err: errors.New("told by policies.folder"), Rejected: []source.Rejected{{Reason: "spec"}}}), "sources.answer", Warning, "1 documents or files are rejected: spec", "edgepolicyd check")
-	h := host(t, nil)
+	h := with(source.Report{Source: "api", Unknown: true})
+	h.Config.Sources.API.Preset = "k3s"
+	finds(t, h, "sources.answer", Warning, "does not answer", "kubectl --kubeconfig /etc/rancher/k3s/k3s.yaml get --raw /version")
+	h = host(t, nil)
 	h.SourcesErr = errors.New("sources.api: no node")
 	finds(t, h, "sources.answer", Impaired, "no node", "")
 

@@ -11,8 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"edgepolicy.io/edgepolicyd/internal/source"
+	"edgepolicy.io/edgepolicyd/internal/source/api"
 	"edgepolicy.io/edgepolicyd/internal/source/cni"
 	"edgepolicy.io/edgepolicyd/internal/source/directory"
+	"edgepolicy.io/edgepolicyd/internal/source/kubelet"
 )
 
 // hostChecks look at the gateway's settings and the daemon's surroundings.
@@ -225,11 +227,11 @@ func lookAtSources(ctx context.Context, h *Host) ([]problem, error) {
 		case errors.Is(r.Err, fs.ErrPermission):
 			return nil, fmt.Errorf("source %s: %w", s.Name(), r.Err)
 		case r.Err != nil:
-			found = append(found, problem{what: fmt.Sprintf("source %s: %v", s.Name(), r.Err)})
+			found = append(found, h.unread(s.Name(), r.Err.Error()))
 		case !r.OfflineSince.IsZero():
-			found = append(found, problem{what: fmt.Sprintf("source %s: its server is out of reach", s.Name())})
+			found = append(found, h.unread(s.Name(), "its server is out of reach"))
 		case r.Unknown:
-			found = append(found, problem{what: fmt.Sprintf("source %s: its server does not answer", s.Name())})
+			found = append(found, h.unread(s.Name(), "its server does not answer"))
 		}
 		if n := len(r.Rejected); n > 0 {
 			found = append(found, problem{
@@ -240,6 +242,21 @@ func lookAtSources(ctx context.Context, h *Host) ([]problem, error) {
 		}
 	}
 	return found, nil
+}
+
+// unread says what is wrong with a source, and how to ask its server by hand.
+func (h *Host) unread(name, what string) problem {
+	p := problem{what: fmt.Sprintf("source %s: %s", name, what)}
+	a := h.Config.Sources.API.Resolved()
+	switch {
+	case name == kubelet.Name:
+		p.command, p.fill = "curl -kSs URL/healthz; systemctl status kubelet", []string{"URL", string(h.Config.Sources.Kubelet.URL)}
+	case name == api.Name && a.Kubeconfig != "":
+		p.command, p.fill = "kubectl --kubeconfig FILE get --raw /version", []string{"FILE", string(a.Kubeconfig)}
+	case name == api.Name:
+		p.command, p.fill = "curl -kSs URL/version", []string{"URL", string(a.Server)}
+	}
+	return p
 }
 
 func lookAtCNI(ctx context.Context, h *Host) ([]problem, error) {

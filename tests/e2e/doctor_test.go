@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 
@@ -130,4 +131,18 @@ func TestDoctorNamesOtherPrograms(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A kubelet that is not there is named, with the command that asks it.
+func TestDoctorAsksTheSources(t *testing.T) {
+	w := newWorld(t, lab.Topology{Kind: lab.Routed}, "")
+	text, err := os.ReadFile(w.Config)
+	w.must(err)
+	text = []byte(strings.Replace(string(text), "sources:\n", "sources:\n  kubelet: {url: \"http://127.0.0.1:1\"}\n", 1))
+	w.must(os.WriteFile(w.Config, text, 0o644))
+	bad, _ := w.doctor()
+	f := bad["sources.answer"]
+	if f.Severity != preflight.Warning || f.What != "source kubelet: its server is out of reach" || !strings.HasPrefix(f.Command, "curl -kSs http://127.0.0.1:1/healthz") {
+		t.Errorf("sources.answer: %+v", f)
+	}
 }
