@@ -147,6 +147,8 @@ func (r *Report) matrix(p page) {
 	legend(p, all)
 	tables := (len(names) + maxColumns - 1) / maxColumns
 	columns := (len(names) + tables - 1) / tables
+	p.put(`<div class="tables">`)
+	defer p.put("</div>")
 	for _, g := range all {
 		for first := 0; first < len(names); first += columns {
 			g.table(p, names, first, min(first+columns, len(names)))
@@ -168,17 +170,21 @@ func legend(p page, all []grid) {
 // table writes the columns from first to before end.
 func (g grid) table(p page, names []string, first, end int) {
 	p.put(`<div class="scroll" tabindex="0" role="region" aria-label="Who reaches whom on {}"><table class="matrix"><caption>`, portList(g.ports))
-	list(p, g.ports, func(port policy.MatrixPort) { p.put(`<code>{}</code>`, port.String()) })
+	list(p, g.ports, func(port policy.MatrixPort) { p.put(`{}`, port.String()) })
 	if first > 0 || end < len(names) {
 		p.put(` <span class="soft">destinations {} to {} of {}</span>`, number(uint64(first+1)), number(uint64(end)), number(uint64(len(names))))
 	}
 	p.put(`</caption><thead><tr><th class="corner" scope="col"><span>from ↓ to →</span></th>`)
 	for _, n := range names[first:end] {
-		p.put(`<th scope="col"><span>{}</span></th>`, n)
+		p.put(`<th scope="col"><span>`)
+		p.name(n)
+		p.put(`</span></th>`)
 	}
 	p.put("</tr></thead><tbody>\n")
 	for i, from := range names {
-		p.put(`<tr><th scope="row">{}</th>`, from)
+		p.put(`<tr><th scope="row">`)
+		p.name(from)
+		p.put(`</th>`)
 		for k := first; k < end; k++ {
 			m := marks[g.marks[i*len(names)+k]]
 			p.put(`<td class="{}">{}</td>`, m.class, m.word)

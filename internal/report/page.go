@@ -70,6 +70,15 @@ func (p page) moment(t time.Time) {
 	p.put(`<time datetime="{}">{}</time>`, t.Format(time.RFC3339), t.Format("2006-01-02 15:04:05 UTC"))
 }
 
+// name writes "namespace/name" so that it breaks at the slash, if anywhere.
+func (p page) name(name string) {
+	if namespace, rest, ok := strings.Cut(name, "/"); ok {
+		p.put(`<span class="ns">{}/</span><wbr>`, namespace)
+		name = rest
+	}
+	p.put(`{}`, name)
+}
+
 // list writes the items of a list, separated by commas, by write.
 func list[T any](p page, items []T, write func(T)) {
 	for i, item := range items {

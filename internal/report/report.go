@@ -154,7 +154,8 @@ func (r *Report) pods(p page) {
 }
 
 func (r *Report) pod(p page, i int, pod *inventory.Pod) {
-	p.put(`<tr id="pod-{}"><th scope="row">{}`, strconv.Itoa(i), pod.Key.String())
+	p.put(`<tr id="pod-{}"><th scope="row">`, strconv.Itoa(i))
+	p.name(pod.Key.String())
 	if len(pod.Labels) > 0 {
 		p.put(`<small>{}</small>`, labelWords(pod.Labels))
 	}
@@ -162,7 +163,10 @@ func (r *Report) pod(p page, i int, pod *inventory.Pod) {
 	for _, a := range pod.Addresses {
 		p.put(`<code>{}</code> `, a.String())
 	}
-	if len(pod.Addresses) == 0 {
+	switch {
+	case pod.HostNetwork:
+		p.put(`<span class="soft">the gateway's</span>`)
+	case len(pod.Addresses) == 0:
 		p.put(`<span class="soft">none yet</span>`)
 	}
 	p.put(`</td>`)

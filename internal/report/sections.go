@@ -28,7 +28,8 @@ func (r *Report) policies(p page) {
 }
 
 func (r *Report) policy(p page, i int, pol *inventory.Policy, known status.PolicyStatus) {
-	p.put(`<article id="policy-{}"><h3>{}`, strconv.Itoa(i), pol.Key.String())
+	p.put(`<article id="policy-{}"><h3>`, strconv.Itoa(i))
+	p.name(pol.Key.String())
 	for _, d := range inventory.Directions {
 		if pol.Isolates[d] {
 			p.put(` <span class="badge on">{}</span>`, d.String())
@@ -54,7 +55,7 @@ func (r *Report) policy(p page, i int, pol *inventory.Policy, known status.Polic
 	p.moment(known.Since)
 	p.put(`</dd></div>`)
 	if pol.Origin.String() != pol.Origin.Source {
-		p.put(`<div class="wide"><dt>Written in</dt><dd><code>{}</code></dd></div>`, pol.Origin.String())
+		p.put(`<div><dt>Written in</dt><dd><code>{}</code></dd></div>`, pol.Origin.String())
 	}
 	p.put(`<div class="wide"><dt>Content hash</dt><dd><code>{}</code></dd></div></dl><div class="sides">`, audit.Hash(&pol.Head))
 	for _, d := range inventory.Directions {

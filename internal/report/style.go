@@ -19,6 +19,7 @@ a:focus-visible,.scroll:focus-visible{outline:2px solid var(--link);outline-offs
 code{font:.875em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .soft,.stamp,small{color:var(--soft)}
 small{display:block;font-weight:400;font-size:.8rem}
+.ns{font-weight:400}
 .none{color:var(--soft);font-style:italic}
 header{border-bottom:1px solid var(--line);padding-bottom:1.5rem}
 .kicker{font-size:.8rem;font-weight:600;text-transform:uppercase;letter-spacing:.09em;color:var(--soft);margin-bottom:.3rem}
@@ -51,19 +52,21 @@ table{border-collapse:separate;border-spacing:0;width:100%;font-size:.925rem}
 th,td{padding:.5rem .8rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 tbody tr:last-child>*{border-bottom:0}
 thead th{font-size:.8rem;color:var(--soft);background:var(--panel);white-space:nowrap}
-.stack td code{white-space:nowrap}
+.stack td code,.stack time{white-space:nowrap}
 .stack tbody th{min-width:13rem}
 caption{padding:.6rem .8rem;text-align:left;font-weight:600;border-bottom:1px solid var(--line);position:sticky;left:0}
 .legend{display:flex;flex-wrap:wrap;gap:.35rem 1.25rem;padding:0;margin-bottom:1rem;list-style:none;font-size:.875rem}
 .mark{display:inline-block;min-width:2.6rem;text-align:center;font-weight:600;font-size:.8rem;border-radius:.25rem}
+.tables{display:flex;flex-wrap:wrap;gap:1rem}
+.tables .scroll{margin:0}
 .matrix{width:auto;font-size:.8rem;font-variant-numeric:tabular-nums}
 .matrix th,.matrix td{border-right:1px solid var(--line);overflow-wrap:normal}
-.matrix td{min-width:2.9rem;padding:.35rem .3rem;text-align:center;vertical-align:middle;font-weight:600}
-.matrix tbody th{position:sticky;left:0;z-index:1;min-width:8.5rem;max-width:17rem;padding:.35rem .8rem;overflow-wrap:anywhere;font-weight:600;background:var(--panel);box-shadow:2px 0 4px var(--shade)}
-.matrix thead th{padding:.6rem .3rem;vertical-align:bottom;color:var(--ink)}
-.matrix thead span{display:inline-block;writing-mode:vertical-rl;transform:rotate(180deg);max-height:15rem;white-space:normal;overflow-wrap:anywhere}
-.matrix thead .corner{position:sticky;left:0;z-index:2;padding:.6rem .8rem;color:var(--soft);box-shadow:2px 0 4px var(--shade)}
-.matrix .corner span{writing-mode:horizontal-tb;transform:none;white-space:nowrap}
+.matrix td{min-width:2.6rem;padding:.35rem .25rem;text-align:center;vertical-align:middle;font-weight:600}
+.matrix tbody th{position:sticky;left:0;z-index:1;min-width:9.5rem;max-width:12.5rem;padding:.35rem .7rem;overflow-wrap:anywhere;font-weight:600;background:var(--panel);box-shadow:2px 0 4px var(--shade)}
+.matrix thead th{padding:.6rem .3rem;vertical-align:bottom;text-align:center;color:var(--ink)}
+.matrix thead th>span{display:inline-block;writing-mode:vertical-rl;transform:rotate(180deg);max-height:12rem;white-space:normal;overflow-wrap:anywhere}
+.matrix thead .corner{position:sticky;left:0;z-index:2;text-align:left;padding:.6rem .8rem;color:var(--soft);box-shadow:2px 0 4px var(--shade)}
+.matrix thead .corner>span{writing-mode:horizontal-tb;transform:none;white-space:nowrap}
 .m-yes{background:var(--onbg);color:var(--on)}
 .m-no{background:var(--nobg);color:var(--no)}
 .m-part,.m-try{background:var(--warnbg);color:var(--warn)}
@@ -93,7 +96,7 @@ h1{font-size:1.7rem}
 .stack td,.stack tbody th{padding:0;border:0}
 .stack td{position:relative;min-height:1.5rem;padding-left:6rem;margin-top:.35rem}
 .stack td::before{content:attr(data-label);position:absolute;left:0;color:var(--soft);font-size:.85rem;text-transform:capitalize}
-.matrix tbody th{min-width:7rem;max-width:9.5rem}
+.matrix tbody th{min-width:8rem;max-width:9.5rem;padding:.35rem .5rem}
 }
 @media print{
 :root{--bg:#fff;--panel:#f5f7f9;--ink:#000;--soft:#444;--line:#bbb;--link:#000;--on:#0b5f36;--onbg:#e2f3e9;--no:#9c1f17;--nobg:#fbe8e6;--warn:#714600;--warnbg:#fcefd3;--shade:transparent;color-scheme:light}

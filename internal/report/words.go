@@ -77,11 +77,11 @@ func requirements(s labels.Selector) string {
 		oneOf := strings.Join(values, " or ")
 		switch r.Operator() {
 		case selection.Exists:
-			words = append(words, "any "+r.Key())
+			words = append(words, "a label "+r.Key())
 		case selection.DoesNotExist:
-			words = append(words, "no "+r.Key())
+			words = append(words, "no label "+r.Key())
 		case selection.NotIn, selection.NotEquals:
-			words = append(words, fmt.Sprintf("%s not %s, or none", r.Key(), oneOf))
+			words = append(words, fmt.Sprintf("%s other than %s, or no label %[1]s", r.Key(), oneOf))
 		default:
 			words = append(words, r.Key()+" = "+oneOf)
 		}
