@@ -103,6 +103,9 @@ func Generate(config Config) Cluster {
 	for range orDefault(config.Policies, 6) {
 		c.policies = append(c.policies, c.newPolicy(rng))
 	}
+	for i := range c.policies {
+		c.policies[i].enforcement = someEnforcement(rng)
+	}
 	c.render()
 	return c
 }

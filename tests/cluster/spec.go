@@ -12,10 +12,9 @@ import (
 func (c *Cluster) newPolicy(rng *rand.Rand) networkPolicy {
 	c.serial++
 	return networkPolicy{
-		namespace:   pick(rng, c.namespaces...).name,
-		name:        fmt.Sprintf("policy%d", c.serial),
-		spec:        c.newSpec(rng),
-		enforcement: someEnforcement(rng),
+		namespace: pick(rng, c.namespaces...).name,
+		name:      fmt.Sprintf("policy%d", c.serial),
+		spec:      c.newSpec(rng),
 	}
 }
 
