@@ -118,6 +118,8 @@ func TestTableReadsBackEqual(t *testing.T) {
 		"gateway ports": func(o *inventory.Options) {
 			o.GatewayPorts = []inventory.Port{{Protocol: inventory.UDP, First: 53, Last: 53}, {Protocol: inventory.TCP, First: 53, Last: 53}}
 		},
+		"tried":      func(o *inventory.Options) { o.Audit = true },
+		"not shown":  func(o *inventory.Options) { o.Log = false },
 		"small mask": func(o *inventory.Options) { o.MarkMask = 0x00f00000 },
 	} {
 		t.Run(name, func(t *testing.T) {
