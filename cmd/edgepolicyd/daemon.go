@@ -133,7 +133,11 @@ func (a *app) printStatus(s status.Status) {
 	}
 	fmt.Fprintf(a.stdout, "policies: %d\n", len(s.Policies))
 	for _, p := range s.Policies {
-		fmt.Fprintf(a.stdout, "  %s  %s, selects %s%s\n", p.Name, p.File, count(p.Pods, "pod"), since(", in force for %s", p.Since))
+		tried := ""
+		if p.Audited {
+			tried = ", only tried (audit)"
+		}
+		fmt.Fprintf(a.stdout, "  %s  %s, selects %s%s%s\n", p.Name, p.File, count(p.Pods, "pod"), since(", in force for %s", p.Since), tried)
 	}
 	for _, src := range s.Sources {
 		fmt.Fprintf(a.stdout, "source %s: %s\n", src.Name, freshness(src))

@@ -214,7 +214,7 @@ trial were enforced they would have been denied: @EDGEPOLICY_POLICY@.`,
 		Meaning: "more packets were denied than are told one by one",
 		Subject: "@EDGEPOLICY_COUNT@ denied packets are not told one by one",
 		Text: "More packets of @EDGEPOLICY_POD@ were denied than the limits of `audit.denied` let into the log.\n" +
-			"They were dropped all the same, and are in the totals of `edgepolicyd status`.",
+			"They were dropped all the same, and are in the totals of the metrics.",
 	}
 	InventoryEntry = &Event{
 		Name: "inventory", ID: "28c3786506319a55e799ec1b63b52874", Level: LevelNotice,

@@ -107,8 +107,8 @@ type commits []nft.Commit
 const maxCommits = 32
 
 func (c *commits) add(n nft.Commit) {
-	if n.PID == os.Getpid() {
-		return
+	if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", n.Thread)); err == nil {
+		return // one of our own
 	}
 	*c = append(*c, n)
 	if len(*c) > maxCommits {
@@ -119,7 +119,7 @@ func (c *commits) add(n nft.Commit) {
 // since gives the programs that changed something after a generation.
 func (c commits) since(generation uint32) (programs, pids []string) {
 	for _, n := range c {
-		if pid := fmt.Sprint(n.PID); int32(n.Generation-generation) > 0 && !slices.Contains(pids, pid) {
+		if pid := fmt.Sprint(n.Thread); int32(n.Generation-generation) > 0 && !slices.Contains(pids, pid) {
 			programs, pids = append(programs, n.Program), append(pids, pid)
 		}
 	}

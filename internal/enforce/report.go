@@ -50,11 +50,12 @@ func (e *Enforcer) publish() {
 	selected := map[inventory.Key]int{}
 	for _, iso := range e.isolations {
 		s.Pods++
-		counted := map[inventory.Key]bool{}
+		counted, isolated := map[inventory.Key]bool{}, false
 		for _, side := range iso.Sides {
-			if side == nil || side.Audit {
+			if side == nil {
 				continue
 			}
+			isolated = isolated || !side.Audit
 			for _, k := range side.Policies {
 				if !counted[k] {
 					counted[k] = true
@@ -62,7 +63,7 @@ func (e *Enforcer) publish() {
 				}
 			}
 		}
-		if len(counted) > 0 && e.flushed == nil && !outside[iso.Pod.Key.String()] {
+		if isolated && e.flushed == nil && !outside[iso.Pod.Key.String()] {
 			s.IsolatedPods++
 		}
 		if e.cfg.Options.NeverIsolated(iso.Pod.Key) {
@@ -92,7 +93,7 @@ func (e *Enforcer) publishPolicies(s *status.Status, selected map[inventory.Key]
 		}
 		since[p.Key] = v
 		s.Policies = append(s.Policies, status.PolicyStatus{
-			Name: p.Key.String(), Source: p.Origin.Source, File: p.Origin.String(), Since: v.since, Pods: selected[p.Key],
+			Name: p.Key.String(), Source: p.Origin.Source, File: p.Origin.String(), Since: v.since, Pods: selected[p.Key], Audited: e.cfg.Options.Audits(p),
 		})
 	}
 	e.since = since

@@ -13,7 +13,7 @@ import (
 // Commit is a transaction that some program gave the kernel.
 type Commit struct {
 	Generation uint32 // of the ruleset, after it
-	PID        int    // of the process
+	Thread     int    // that did it, as the kernel counts threads: of a program with one, the process
 	Program    string // its name (comm), 15 bytes of it
 }
 
@@ -86,7 +86,7 @@ func parseCommit(m netlink.Message) (Commit, bool) {
 		case unix.NFTA_GEN_ID:
 			c.Generation = d.Uint32()
 		case unix.NFTA_GEN_PROC_PID:
-			c.PID = int(d.Uint32())
+			c.Thread = int(d.Uint32())
 		case unix.NFTA_GEN_PROC_NAME:
 			c.Program = d.String()
 		}

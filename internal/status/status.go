@@ -70,6 +70,8 @@ type PolicyStatus struct {
 	File   string    `json:"file,omitempty"` // "/etc/edgepolicy.d/web.yaml:3"
 	Since  time.Time `json:"since"`          // when this version came into force, as far as this daemon knows
 	Pods   int       `json:"pods"`           // that it selects
+	// Audited: it denies nothing; what it would deny is told.
+	Audited bool `json:"audited,omitempty"`
 }
 
 // Hold is what becomes of addresses of the pod ranges that are no known pod's.

@@ -215,7 +215,7 @@ func TestAuditMode(t *testing.T) {
 func (w *world) metric(series string) int {
 	w.t.Helper()
 	for _, l := range strings.Split(w.gw("curl", "-sS", "--unix-socket", filepath.Join(w.Folder, "edgepolicyd.sock"), "http://edgepolicyd/metrics"), "\n") {
-		if strings.Contains(l, series) {
+		if strings.Contains(l, series) && !strings.HasPrefix(l, "#") {
 			n, err := strconv.Atoi(l[strings.LastIndex(l, " ")+1:])
 			w.must(err)
 			return n

@@ -1,0 +1,196 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"edgepolicy.io/edgepolicyd/internal/manifest"
+)
+
+// event is a line of the audit log: its fields by their keys.
+type event map[string]string
+
+var attribute = regexp.MustCompile(`([a-z_]+)=("(?:[^"\\]|\\.)*"|\S*)`)
+
+// events reads the events of a name from the daemon's log, as an auditor would.
+func (w *world) events(names ...string) []event {
+	var list []event
+	for _, l := range strings.Split(w.Log(), "\n") {
+		e := event{}
+		for _, m := range attribute.FindAllStringSubmatch(l, -1) {
+			e[m[1]] = strings.Trim(m[2], `"`)
+		}
+		if slices.Contains(names, e["event"]) {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// hashOf is that of a policy's content.
+func hashOf(t *testing.T, yaml string) string {
+	t.Helper()
+	f := manifest.Decode("directory", "x.yaml", []byte(yaml))
+	if len(f.Documents) != 1 || f.Documents[0].Policy == nil {
+		t.Fatalf("%v", f.Diagnostics)
+	}
+	sum := sha256.Sum256(f.Documents[0].Policy.JSON)
+	return hex.EncodeToString(sum[:])
+}
+
+// inForce works out from the log alone which policies are in force, and with which
+// content: the last inventory, and what came after it.
+func (w *world) inForce() map[string]string {
+	w.t.Helper()
+	all := w.events("inventory", "inventory-complete", "policy-added", "policy-changed", "policy-removed")
+	policies, last := map[string]string{}, ""
+	for _, e := range all {
+		if e["event"] == "inventory-complete" {
+			last = e["inventory"]
+		}
+	}
+	var lines []string
+	begun := false
+	for _, e := range all {
+		switch e["event"] {
+		case "inventory":
+			if e["inventory"] == last {
+				begun = true
+				policies[e["policy"]] = e["hash"] + " " + e["enforcement"]
+				lines = append(lines, fmt.Sprintf("%s %s %s\n", e["policy"], e["hash"], e["enforcement"]))
+			}
+		case "inventory-complete":
+			if e["inventory"] != last {
+				continue
+			}
+			begun = true
+			slices.Sort(lines)
+			sum := sha256.Sum256([]byte(strings.Join(lines, "")))
+			if e["count"] != fmt.Sprint(len(lines)) || e["hash"] != hex.EncodeToString(sum[:]) {
+				w.t.Errorf("the inventory %s is not what its last line says: %v, %d lines", last, e, len(lines))
+			}
+		case "policy-removed":
+			if begun {
+				delete(policies, e["policy"])
+			}
+		default:
+			if begun {
+				policies[e["policy"]] = e["hash"] + " " + e["enforcement"]
+			}
+		}
+	}
+	return policies
+}
+
+// From the log alone one can tell at any moment which policies are in force: over
+// changes, a restart, and what changed while nothing ran.
+func TestAuditorsView(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	a, b, other := policy("a", "podSelector: {}"), policy("b", onlyClient), policy("b", "podSelector: {matchLabels: {app: other}}")
+	c := tried("c", "podSelector: {}")
+	w.must(w.Write("a.yaml", a))
+	w.must(w.Start())
+	check := func(why string, want map[string]string) {
+		t.Helper()
+		w.eventually(why, func() bool { return fmt.Sprint(w.inForce()) == fmt.Sprint(want) })
+	}
+	enforced := func(yaml string) string { return hashOf(t, yaml) + " enforce" }
+	check("the inventory at the start", map[string]string{"default/a": enforced(a)})
+	w.apply("b.yaml", b)
+	w.apply("c.yaml", c)
+	check("added", map[string]string{"default/a": enforced(a), "default/b": enforced(b), "default/c": hashOf(t, c) + " audit"})
+	w.apply("b.yaml", other+"# with a comment\n")
+	w.must(w.Remove("a.yaml"))
+	w.must(w.Reload())
+	check("changed and removed", map[string]string{"default/b": enforced(other), "default/c": hashOf(t, c) + " audit"})
+	changed := w.events("policy-changed")
+	if len(changed) != 1 || changed[0]["source"] != "directory" || changed[0]["file"] != filepath.Join(w.Dir, "b.yaml")+":1" {
+		t.Errorf("changes: %v", changed)
+	}
+	applied := w.events("generation-applied")
+	if last := applied[len(applied)-1]; last["changes"] != "policy default/a removed, policy default/b changed" && last["changes"] != "policy default/a removed" {
+		t.Errorf("the last generation: %v", last)
+	}
+	w.must(w.Stop())
+	w.must(w.Remove("c.yaml"))
+	w.must(w.Start())
+	check("another inventory after a restart", map[string]string{"default/b": enforced(other)})
+	if n := len(w.events("start")); n != 2 {
+		t.Errorf("%d starts are told", n)
+	}
+}
+
+// What goes wrong, and that it is over, are events with their fields.
+func TestAuditEvents(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	w.must(w.Start())
+	one := func(name string, want event) {
+		t.Helper()
+		w.eventually(name, func() bool { return len(w.events(name)) > 0 })
+		got := w.events(name)
+		if len(got) != 1 {
+			t.Errorf("%d events %s", len(got), name)
+		}
+		for k, v := range want {
+			if got[0][k] != v {
+				t.Errorf("%s: %s is %q, want %q", name, k, got[0][k], v)
+			}
+		}
+	}
+	w.must(w.Write("bad.yaml", policy("bad", "podSelectr: {}")))
+	w.Run("reload")
+	one("document-rejected", event{"object": "NetworkPolicy default/bad", "kept": "nothing", "file": filepath.Join(w.Dir, "bad.yaml") + ":4:8"})
+	w.Run("reload") // it is not told again
+	w.must(w.Remove("bad.yaml"))
+	w.must(w.Reload())
+	one("document-rejected", event{})
+	one("rejection-ended", event{"object": "NetworkPolicy default/bad"})
+	one("healthy", event{})
+
+	w.must(os.Rename(w.Dir, w.Dir+".away"))
+	w.eventually("the source is lost", func() bool { _, _, code, _ := w.Run("reload"); return code == 3 })
+	one("source-lost", event{"source": "directory"})
+	w.must(os.Rename(w.Dir+".away", w.Dir))
+	w.must(w.Reload())
+	one("source-found", event{"source": "directory"})
+
+	if _, errOut, code, err := w.Run("flush"); err != nil || code != 0 {
+		t.Fatalf("flush: %d %v %s", code, err, errOut)
+	}
+	one("flush", event{"uid": "0"})
+	w.must(w.Stop())
+	one("stop", event{"version": "development"})
+}
+
+// Where the kernel gives tables no owner others can change ours: that is put right,
+// and the journal says who it was.
+func TestAuditDrift(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	w.nft("table inet edgepolicyd { }") // made by another: the daemon can't own it
+	w.must(w.Write("policies.yaml", denyWeb))
+	w.must(w.Start())
+	w.see("enforced", "client web 80 no\n")
+	w.gw("nft", "flush", "ruleset")
+	w.eventually("it is put right", func() bool { return len(w.events("table-repaired")) > 0 })
+	w.see("enforced again", "client web 80 no\n")
+	drift := w.events("table-drift")
+	if len(drift) != 1 || drift[0]["program"] != "nft" || drift[0]["pid"] == "" || drift[0]["pid"] == fmt.Sprint(w.PID()) {
+		t.Errorf("who did it: %v", drift)
+	}
+	if n := w.metric("table_repairs_total "); n != 1 {
+		t.Errorf("%d repairs are counted", n)
+	}
+	w.nft("table inet other { chain c { type filter hook forward priority 0; }; }")
+	w.nft("delete table inet other")
+	w.see("others' tables are no drift", "client web 80 no\n")
+}
