@@ -157,7 +157,7 @@ func (r *Report) pod(p page, i int, pod *inventory.Pod) {
 	p.put(`<tr id="pod-{}"><th scope="row">`, strconv.Itoa(i))
 	p.name(pod.Key.String())
 	if len(pod.Labels) > 0 {
-		p.put(`<small>{}</small>`, labelWords(pod.Labels))
+		p.put(` <small>{}</small>`, labelWords(pod.Labels))
 	}
 	p.put(`</th><td data-label="Addresses">`)
 	for _, a := range pod.Addresses {
