@@ -21,6 +21,9 @@ tcpdump tcpdump
 sysctl procps
 unshare util-linux
 setpriv util-linux
+nsenter util-linux
+debootstrap debootstrap
+systemd-nspawn systemd-container
 host-local containernetworking-plugins
 LIST
 )

@@ -216,13 +216,21 @@ trial were enforced they would have been denied: @EDGEPOLICY_POLICY@.`,
 		Text: "More packets of @EDGEPOLICY_POD@ were denied than the limits of `audit.denied` let into the log.\n" +
 			"They were dropped all the same, and are in the totals of the metrics.",
 	}
+	InventoryStarted = &Event{
+		Name: "inventory-started", ID: "24b841d229d25913572466906d52a56b", Level: LevelNotice,
+		Fields:  []string{KeyInventory, KeyTotal},
+		Meaning: "an inventory begins: its lines tell what is in force now; changes that are logged later are newer than all of them",
+		Subject: "Inventory of @EDGEPOLICY_TOTAL@ policies in force",
+		Text: `The inventory @EDGEPOLICY_INVENTORY@ follows, a line for each policy. It changes
+nothing: it tells whoever reads the log later what was in force at this moment.`,
+	}
 	InventoryEntry = &Event{
 		Name: "inventory", ID: "28c3786506319a55e799ec1b63b52874", Level: LevelNotice,
 		Fields:  []string{KeyPolicy, KeyHash, KeySource, KeyFile, KeyEnforcement, KeyInventory, KeyTotal},
 		Meaning: "one policy in force, at the start and once a day",
 		Subject: "In force: policy @EDGEPOLICY_POLICY@",
-		Text: `One line of the inventory @EDGEPOLICY_INVENTORY@, which has @EDGEPOLICY_TOTAL@ lines. It changes nothing:
-it tells whoever reads the log later what was in force.`,
+		Text: `One line of the inventory @EDGEPOLICY_INVENTORY@, which has @EDGEPOLICY_TOTAL@ lines. The policy
+was in force when the inventory began.`,
 	}
 	InventoryComplete = &Event{
 		Name: "inventory-complete", ID: "9956e2be2d7e5647145328b50056d0e8", Level: LevelNotice,
@@ -301,6 +309,7 @@ var Events = []*Event{
 	Denied,
 	WouldDeny,
 	DeniedSuppressed,
+	InventoryStarted,
 	InventoryEntry,
 	InventoryComplete,
 	Degraded,

@@ -38,17 +38,29 @@ func Policy(o *inventory.Options, p *inventory.Policy) []slog.Attr {
 	return attrs
 }
 
-// Inventory logs all policies in force, a line each, and one more that says how many
-// there were, with a hash over them: of the lines "POLICY HASH ENFORCEMENT", sorted
-// as bytes. The time names the inventory.
+// Inventory logs all policies in force: a line at the beginning, one for each policy,
+// and one at the end with a hash over them: of the lines "POLICY HASH ENFORCEMENT",
+// sorted as bytes. The time names the inventory.
 //
-// It waits where the log is slow, so that a long inventory is not lost, and must not
-// be called from a loop that has other things to do.
+// The first line is in the log when Inventory returns, so that changes of policies
+// that are logged later are newer than the inventory, wherever its other lines
+// stand. Those are logged beside the caller, and wait where the log is slow, so that
+// a long inventory is not lost; the context ends the waiting.
 func Inventory(ctx context.Context, log *slog.Logger, o *inventory.Options, policies []*inventory.Policy, now time.Time) {
 	id := slog.String(KeyInventory, now.UTC().Format(time.RFC3339Nano))
+	InventoryStarted.Log(log, fmt.Sprintf("the inventory %s begins: %d policies are in force", id.Value, len(policies)),
+		id, slog.Int(KeyTotal, len(policies)))
+	go inventoryLines(ctx, log, o, policies, id)
+}
+
+// settleEvery is after how many lines room is waited for: they are far less than the
+// queue takes.
+const settleEvery = 64
+
+func inventoryLines(ctx context.Context, log *slog.Logger, o *inventory.Options, policies []*inventory.Policy, id slog.Attr) {
 	lines := make([]string, 0, len(policies))
 	for i, p := range policies {
-		if h, ok := log.Handler().(*Handler); ok && i%64 == 0 {
+		if h, ok := log.Handler().(*Handler); ok && i%settleEvery == 0 {
 			h.settle(ctx)
 		}
 		hash, enforcement := Hash(&p.Head), Enforcement(o, p)
