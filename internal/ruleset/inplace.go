@@ -29,6 +29,14 @@ func isAllowSet(name string) bool {
 	return false
 }
 
+// allowFamily tells from the name of an allow set which family's addresses it has.
+func allowFamily(name string) int {
+	if strings.HasPrefix(name[2:], families[1].digit) {
+		return 1
+	}
+	return 0
+}
+
 // familyOf tells the family from the name of a map or of a set of addresses that
 // every table has one of: an index of families.
 func familyOf(name string) int {
@@ -131,8 +139,10 @@ func (d *differ) inPlaceIsUnsafe() map[string]bool {
 	}
 	for name, e := range d.edits {
 		direction := directionOf(name)
-		if e.adds && d.sourcesAnew() {
-			// A packet that the old sources let pass, and the new ones do not.
+		if e.adds && (d.sourcesAnew() || d.target.Sets["local_v4"] != nil && d.grown[allowFamily(name)]) {
+			// A packet that the old sources let pass, and the new ones do not; or, without
+			// hold, one that is forged as a pod which was not known when its source was
+			// looked at.
 			unsafe[logicalName(name)] = true
 		}
 		if e.adds && (direction == inventory.Ingress && d.shrinks[inventory.Egress] ||
