@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"edgepolicy.io/edgepolicyd/internal/lab"
 	"edgepolicy.io/edgepolicyd/tests/stub"
 )
 
