@@ -7,7 +7,7 @@ import "log/slog"
 var (
 	Start = &Event{
 		Name: "start", ID: "024354464aee1744e2c83fad50fc17a6", Level: LevelNotice,
-		Fields:  []string{KeyVersion, KeyEnforcement, KeyFile, KeyGeneration},
+		Fields:  []string{KeyVersion, KeyEnforcement, KeyGeneration},
 		Meaning: "the daemon has started and enforces",
 		Subject: "edgepolicyd @EDGEPOLICY_VERSION@ started",
 		Text: `The daemon has read what it could, the kernel has the rules, and systemd was told
@@ -34,8 +34,8 @@ changes them until it starts again: new pods are not enforced, or are held.`,
 		Fields:  []string{KeyPolicy, KeySource, KeyFile, KeyHash, KeyEnforcement},
 		Meaning: "a policy is in force that was not",
 		Subject: "Policy @EDGEPOLICY_POLICY@ added",
-		Text: `From now on this policy is in force, as read from @EDGEPOLICY_SOURCE@ @EDGEPOLICY_FILE@.
-Its content has the hash @EDGEPOLICY_HASH@.`,
+		Text: `From now on this policy is in force, as the source @EDGEPOLICY_SOURCE@ has it. Its content
+has the hash @EDGEPOLICY_HASH@.`,
 	}
 	PolicyChanged = &Event{
 		Name: "policy-changed", ID: "ba6f7ea742bf77bec09dadb61ccbde75", Level: LevelNotice,
@@ -43,7 +43,7 @@ Its content has the hash @EDGEPOLICY_HASH@.`,
 		Meaning: "a policy in force has another content",
 		Subject: "Policy @EDGEPOLICY_POLICY@ changed",
 		Text: `From now on this policy is in force with the content that has the hash
-@EDGEPOLICY_HASH@, as read from @EDGEPOLICY_SOURCE@ @EDGEPOLICY_FILE@.`,
+@EDGEPOLICY_HASH@, as the source @EDGEPOLICY_SOURCE@ has it.`,
 	}
 	PolicyRemoved = &Event{
 		Name: "policy-removed", ID: "4b7bb7ff0a99ed3a13471a443112f782", Level: LevelNotice,
@@ -68,7 +68,7 @@ is not intended, give the file back; the hash tells which content it had.`,
 	}
 	RejectionEnded = &Event{
 		Name: "rejection-ended", ID: "ac84144c0135718e7b6ea4732eb0224a", Level: LevelNotice,
-		Fields:  []string{KeyObject, KeyFile},
+		Fields:  []string{KeyObject, KeyFile, KeyReason, KeyKept},
 		Meaning: "a document that was rejected is valid now, or gone",
 		Subject: "Document refused no more: @EDGEPOLICY_OBJECT@ in @EDGEPOLICY_FILE@",
 		Text:    `The document was mended or removed. Nothing is left to do.`,
@@ -108,9 +108,9 @@ are dropped from now on; @EDGEPOLICY_COUNT@ of them were seen.`,
 		Meaning: "another program changed the daemon's table",
 		Subject: "Another program changed the rules",
 		Text: `The daemon's nftables table is not as the daemon left it: @EDGEPOLICY_CHANGES@.
-The kernel names @EDGEPOLICY_PROGRAM@ (process @EDGEPOLICY_PID@) where it knows who did it. The
-table is put right at once. Find out who it was: a firewall's reload that flushes the whole
-rule set is the usual cause, and each time it leaves a gap.`,
+Who did it stands in EDGEPOLICY_PROGRAM and EDGEPOLICY_PID, where the kernel has told. The
+table is put right at once. The cause should be found: usually it is the reload of a firewall
+that flushes the whole rule set, and each time it leaves a gap.`,
 	}
 	TableRepaired = &Event{
 		Name: "table-repaired", ID: "9e462738cc7171c1bf2e7c8f7b57a8c1", Level: LevelNotice,
@@ -121,7 +121,7 @@ rule set is the usual cause, and each time it leaves a gap.`,
 	}
 	SourceLost = &Event{
 		Name: "source-lost", ID: "e15c09b07e3f0f2848460663fa26b945", Level: slog.LevelWarn,
-		Fields:  []string{KeySource, KeyReason, KeySince},
+		Fields:  []string{KeySource, KeyReason},
 		Meaning: "a source can't be read; what it told last stays in force",
 		Subject: "Source @EDGEPOLICY_SOURCE@ is lost",
 		Text: `The source can't be asked or read: @EDGEPOLICY_REASON@.
@@ -129,14 +129,14 @@ What it told last stays in force; changes there are not seen until it is back.`,
 	}
 	SourceFound = &Event{
 		Name: "source-found", ID: "fabd4e82f8b2d17396234273003361c5", Level: LevelNotice,
-		Fields:  []string{KeySource, KeySince},
+		Fields:  []string{KeySource, KeyReason},
 		Meaning: "a source that was lost is back",
 		Subject: "Source @EDGEPOLICY_SOURCE@ is back",
 		Text:    `The source answers again, and what it tells counts.`,
 	}
 	Offline = &Event{
 		Name: "offline", ID: "ce8fb8bbac48ab643f9ba980126c10c8", Level: slog.LevelWarn,
-		Fields:  []string{KeySource, KeySince, KeyReason},
+		Fields:  []string{KeySource, KeySince},
 		Meaning: "a source on the network can't be reached: the gateway works from what it knows",
 		Subject: "Offline: @EDGEPOLICY_SOURCE@ can't be reached",
 		Text: `The gateway has no connection to @EDGEPOLICY_SOURCE@ since @EDGEPOLICY_SINCE@. All policies stay in
@@ -153,9 +153,9 @@ connection should be there.`,
 	}
 	PodHeld = &Event{
 		Name: "pod-held", ID: "4b6c3e6b51db1775590438d352624f38", Level: slog.LevelWarn,
-		Fields:  []string{KeyPod, KeyAddress, KeyInterface, KeyReason},
+		Fields:  []string{KeyPod, KeyAddress, KeyReason},
 		Meaning: "traffic of a pod that nobody described is held",
-		Subject: "Traffic of @EDGEPOLICY_ADDRESS@ is held",
+		Subject: "Traffic of a pod that nobody described is held",
 		Text: "Packets come from or go to an address in the pods' ranges of which nobody has said what\n" +
 			"pod it is, so that no policy can be applied. They are dropped until a source tells:\n" +
 			"@EDGEPOLICY_REASON@. If the pod should be known, see whether its manifest or the kubelet names it;\n" +
@@ -163,21 +163,21 @@ connection should be there.`,
 	}
 	PodUnenforceable = &Event{
 		Name: "pod-unenforceable", ID: "f96b52ed6fcde1e883de393e204ca302", Level: slog.LevelWarn,
-		Fields:  []string{KeyPod, KeyAddress, KeyReason},
+		Fields:  []string{KeyPod, KeyReason},
 		Meaning: "policies can't be enforced for a pod",
 		Subject: "Policies can't be enforced for @EDGEPOLICY_POD@",
 		Text:    `Policies select the pod, but they can't be enforced for it: @EDGEPOLICY_REASON@.`,
 	}
 	PodEnforceable = &Event{
 		Name: "pod-enforceable", ID: "7c490f988bd6bb41fec529bf4beac218", Level: LevelNotice,
-		Fields:  []string{KeyPod, KeyAddress},
+		Fields:  []string{KeyPod, KeyReason},
 		Meaning: "policies are enforced again for a pod for which they could not be",
 		Subject: "Policies are enforced for @EDGEPOLICY_POD@ again",
 		Text:    `What stood against it is gone.`,
 	}
 	Flush = &Event{
 		Name: "flush", ID: "49e2033fad55197cffca260b265652e8", Level: slog.LevelWarn,
-		Fields:  []string{KeyUID, KeyPID, KeyProgram},
+		Fields:  []string{KeyUID},
 		Meaning: "somebody had the daemon remove its tables: nothing is enforced",
 		Subject: "Enforcement was ended by user @EDGEPOLICY_UID@",
 		Text: "`edgepolicyd flush` has removed the rules on demand of the user with the id\n" +
@@ -185,27 +185,27 @@ connection should be there.`,
 	}
 	Reload = &Event{
 		Name: "reload", ID: "5e5cc5f72855dfadaa54b15c1596e0ac", Level: LevelNotice,
-		Fields:  []string{KeyUID, KeyPID, KeyProgram},
+		Fields:  []string{KeyUID},
 		Meaning: "somebody had the daemon read its sources",
 		Subject: "Reload asked for by user @EDGEPOLICY_UID@",
 		Text:    `The sources are read again now. What changed follows as events of its own.`,
 	}
 	Denied = &Event{
 		Name: "denied", ID: "ab0b75f053e7e70b5fedab16121fcac9", Level: slog.LevelWarn,
-		Fields:  []string{KeyPod, KeyDirection, KeyPolicy, KeySrc, KeySrcPort, KeySrcPod, KeyDst, KeyDstPod, KeyProtocol, KeyPort, KeyInterface, KeyCount, KeyWindow},
+		Fields:  []string{KeyPod, KeyDirection, KeyPolicy, KeySrc, KeySrcPod, KeyDst, KeyDstPod, KeyProtocol, KeyPort, KeyInterface, KeyCount, KeyWindow},
 		Meaning: "packets of a flow were denied",
 		Subject: "Denied: @EDGEPOLICY_DIRECTION@ of @EDGEPOLICY_POD@",
-		Text: "Packets from @EDGEPOLICY_SRC@ to @EDGEPOLICY_DST@ (@EDGEPOLICY_PROTOCOL@ @EDGEPOLICY_PORT@) were denied, as none of the\n" +
+		Text: "Packets from @EDGEPOLICY_SRC@ to @EDGEPOLICY_DST@ (@EDGEPOLICY_PROTOCOL@) were denied, as none of the\n" +
 			"policies that isolate the pod allows them: @EDGEPOLICY_POLICY@. The count is of packets that were\n" +
 			"logged, which is limited. `edgepolicyd explain` says which rule would have had to allow them,\n" +
 			"`edgepolicyd denied --suggest` prints one.",
 	}
 	WouldDeny = &Event{
 		Name: "would-deny", ID: "5f79b1d05a4996ff68c06b9eeea7bba8", Level: LevelNotice,
-		Fields:  []string{KeyPod, KeyDirection, KeyPolicy, KeySrc, KeySrcPort, KeySrcPod, KeyDst, KeyDstPod, KeyProtocol, KeyPort, KeyInterface, KeyCount, KeyWindow},
+		Fields:  []string{KeyPod, KeyDirection, KeyPolicy, KeySrc, KeySrcPod, KeyDst, KeyDstPod, KeyProtocol, KeyPort, KeyInterface, KeyCount, KeyWindow},
 		Meaning: "packets of a flow passed that policies on trial would deny",
 		Subject: "Would be denied: @EDGEPOLICY_DIRECTION@ of @EDGEPOLICY_POD@",
-		Text: `Packets from @EDGEPOLICY_SRC@ to @EDGEPOLICY_DST@ (@EDGEPOLICY_PROTOCOL@ @EDGEPOLICY_PORT@) passed. If the policies on
+		Text: `Packets from @EDGEPOLICY_SRC@ to @EDGEPOLICY_DST@ (@EDGEPOLICY_PROTOCOL@) passed. If the policies on
 trial were enforced they would have been denied: @EDGEPOLICY_POLICY@.`,
 	}
 	DeniedSuppressed = &Event{
@@ -213,8 +213,8 @@ trial were enforced they would have been denied: @EDGEPOLICY_POLICY@.`,
 		Fields:  []string{KeyPod, KeyDirection, KeyCount, KeyWindow},
 		Meaning: "more packets were denied than are told one by one",
 		Subject: "@EDGEPOLICY_COUNT@ denied packets are not told one by one",
-		Text: "More packets of @EDGEPOLICY_POD@ were denied than the limits of `audit.denied` let into the log.\n" +
-			"They were dropped all the same, and are in the totals of the metrics.",
+		Text: "More packets were denied, or would be if policies on trial were enforced, than the limits of\n" +
+			"`audit.denied` let into the log. They were judged all the same, and are in the totals of the metrics.",
 	}
 	InventoryStarted = &Event{
 		Name: "inventory-started", ID: "24b841d229d25913572466906d52a56b", Level: LevelNotice,
@@ -242,7 +242,7 @@ them is another, lines are missing or were changed.`,
 	}
 	Degraded = &Event{
 		Name: "degraded", ID: "c99a4dc122ddeac5171a5b5268f52171", Level: slog.LevelWarn,
-		Fields:  []string{KeyReason, KeySince},
+		Fields:  []string{KeyReason},
 		Meaning: "enforcement is not as it should be",
 		Subject: "Degraded: not everything is enforced as it should be",
 		Text: "@EDGEPOLICY_REASON@\n" +
@@ -251,7 +251,7 @@ them is another, lines are missing or were changed.`,
 	}
 	Healthy = &Event{
 		Name: "healthy", ID: "3b1d53e2e1791506fe47f6f7371622ea", Level: LevelNotice,
-		Fields:  []string{KeyReason, KeySince},
+		Fields:  []string{KeySince},
 		Meaning: "enforcement is as it should be again",
 		Subject: "Healthy again",
 		Text:    `What was reported as degraded since @EDGEPOLICY_SINCE@ is over.`,
@@ -266,7 +266,7 @@ what was saved before. The cause: @EDGEPOLICY_REASON@. Usually the disk is full 
 	}
 	StateSaved = &Event{
 		Name: "state-saved", ID: "a1e55b3313d1731f72f56976d2272bc3", Level: LevelNotice,
-		Fields:  []string{KeyFile, KeySince},
+		Fields:  []string{KeyFile},
 		Meaning: "the state is saved again",
 		Subject: "The state is saved again",
 		Text:    `What kept the state from being saved is gone.`,

@@ -27,7 +27,6 @@ const (
 	KeyAddress     = "address"
 	KeyInterface   = "interface"
 	KeySrc         = "src"
-	KeySrcPort     = "src_port"
 	KeySrcPod      = "src_pod"
 	KeyDst         = "dst"
 	KeyDstPod      = "dst_pod"
@@ -73,7 +72,6 @@ var Fields = []Field{
 	{KeyAddress, "an IP address, or several with commas between", "10.42.0.17"},
 	{KeyInterface, "the network interface by which it came", "cni0"},
 	{KeySrc, "the packet's source address, as the pod sees it", "10.42.0.17"},
-	{KeySrcPort, "its source port, where all that are counted had the same", "40112"},
 	{KeySrcPod, "the pod that has the source address, where one has", "default/web-0"},
 	{KeyDst, "the packet's destination address, as the pod sees it", "10.42.0.7"},
 	{KeyDstPod, "the pod that has the destination address, where one has", "default/db-0"},

@@ -67,9 +67,9 @@ func (q *queue) run() {
 		for q.batch() {
 		}
 		q.mu.Lock()
-		closed := q.closed
+		done := q.closed && len(q.lines) == 0 && q.missing == 0
 		q.mu.Unlock()
-		if closed {
+		if done {
 			return
 		}
 	}
@@ -99,7 +99,9 @@ func (q *queue) batch() bool {
 // settle waits until half of the room is free and the writer has written what it
 // took, or the context ends.
 func (q *queue) settle(ctx context.Context) {
-	for tick := time.NewTicker(5 * time.Millisecond); ; {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
 		q.mu.Lock()
 		free := q.writing == 0 && q.bytes < maxQueued/2
 		q.mu.Unlock()

@@ -11,8 +11,10 @@ import (
 	"syscall"
 )
 
-// release and packages are what the tree consists of, beside Debian's minimum.
+// release and packages are what the tree consists of, beside Debian's minimum. Another
+// version makes the tree anew: count it up when what follows changes.
 const (
+	version  = "2"
 	release  = "bookworm"
 	packages = "systemd,systemd-sysv,dbus,iproute2,nftables"
 )
@@ -34,7 +36,7 @@ func tree() (string, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	path := filepath.Join(cache, release+"-"+strings.ReplaceAll(packages, ",", "-"))
+	path := filepath.Join(cache, release+"-"+version)
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		return path, err
 	}
@@ -59,11 +61,12 @@ func debootstrap(path string) error {
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("make the tree of the test container: debootstrap: %w\n%s", err, out.Bytes())
 	}
-	// Each container gets an id and a name of its own.
-	for _, name := range []string{"etc/machine-id", "var/lib/dbus/machine-id", "etc/hostname"} {
-		if err := os.RemoveAll(filepath.Join(path, name)); err != nil {
-			return err
-		}
+	// Each container gets an id of its own, but none is its first boot, with questions.
+	if err := os.RemoveAll(filepath.Join(path, "var/lib/dbus/machine-id")); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(path, "etc/machine-id"), nil, 0o444); err != nil {
+		return err
 	}
 	archives, err := filepath.Glob(filepath.Join(path, "var/cache/apt/archives/*.deb"))
 	if err != nil {
