@@ -129,6 +129,7 @@ func (r *Report) health(p page) {
 func (r *Report) pods(p page) {
 	p.put(`<section aria-labelledby="pods"><h2 id="pods">Pods</h2>`)
 	defer p.put("</section>\n")
+	r.caution(p)
 	remote := 0
 	for _, pod := range r.Snapshot.Pods {
 		if pod.Remote {
@@ -150,6 +151,13 @@ func (r *Report) pods(p page) {
 	}
 	if remote > 0 {
 		p.put(`<p class="soft">{} of other nodes, which policies here only name.</p>`, count(remote, "pod", "pods"))
+	}
+}
+
+// caution says that what follows is known and not so.
+func (r *Report) caution(p page) {
+	if r.NoMatrix != "" {
+		p.put(`<p><span class="badge no">not enforced</span> This is what the sources say; at present the gateway does not enforce it.</p>`)
 	}
 }
 
@@ -236,8 +244,8 @@ func (r *Report) held(p page) {
 		p.put(`<p class="none">Addresses of the pod ranges that are no known pod's are not held.</p>`)
 		return
 	}
-	p.put(`<p>What is of {}, but no known pod's, neither sends nor receives. {} dropped so far, those with forged addresses among them.</p>`,
-		strings.Join(h.Ranges, ", "), count(int(h.Packets), "packet was", "packets were"))
+	p.put(`<p>What is of {}, but no known pod's, neither sends nor receives. Packets dropped so far, those with forged addresses among them: {}.</p>`,
+		strings.Join(h.Ranges, ", "), number(h.Packets))
 	if len(h.Addresses) == 0 {
 		p.put(`<p class="none">No address is being held back.</p>`)
 		return

@@ -13,6 +13,7 @@ import (
 func (r *Report) policies(p page) {
 	p.put(`<section aria-labelledby="policies"><h2 id="policies">Policies</h2>`)
 	defer p.put("</section>\n")
+	r.caution(p)
 	if len(r.Snapshot.Policies) == 0 {
 		p.put(`<p class="none">No policy is in force: every pod is open.</p>`)
 		return

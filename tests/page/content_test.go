@@ -201,10 +201,10 @@ func TestTheRest(t *testing.T) {
 	wants(t, "denied", rows[2].words(), "203.0.113.9 → web/dashboard 10.42.0.13 22/TCP would deny ingress of web/dashboard")
 	sources := page.section(t, "sources").words()
 	wants(t, "sources", sources, "kubelet fine 4s before this report", "api can't be read Get \"https://10.0.0.1:6443\"", "directory fine – 2026-03-14 09:25:53 UTC")
-	wants(t, "held", page.section(t, "held").words(), "10.42.0.0/24, fd42::/64", "20,417 packets were dropped", "10.42.0.77")
+	wants(t, "held", page.section(t, "held").words(), "10.42.0.0/24, fd42::/64", "among them: 20,417.", "10.42.0.77")
 
 	none := parse(t, write(t, idle(t)))
-	wants(t, "idle", none.words(), "failed flushed by uid 0", "edgepolicyd answers: what is known is not enforced", "No policy is in force: every pod is open.", "No pods of this gateway are known.", "The daemon has seen no flow being denied.", "are not held")
+	wants(t, "idle", none.words(), "failed flushed by uid 0", "not enforced This is what the sources say", "edgepolicyd answers: what is known is not enforced", "No policy is in force: every pod is open.", "No pods of this gateway are known.", "The daemon has seen no flow being denied.", "are not held")
 }
 
 var external = regexp.MustCompile(`(?i)url\(|@import|expression\(|javascript:`)
