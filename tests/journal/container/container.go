@@ -54,6 +54,9 @@ exec systemd-nspawn --quiet --boot --private-network --register=no --keep-unit -
 	--machine="$MACHINE" --directory="$DIR/root"
 `
 
+// prefix begins the containers' names; the test's process and a number follow.
+const prefix = "edgepolicyd-test-"
+
 var started atomic.Int32
 
 // Start boots a container and waits until systemd has started all units. The first
@@ -68,7 +71,7 @@ func Start(t testing.TB) *Container {
 		t.Fatal(err)
 	}
 	c := &Container{t: t, exited: make(chan struct{})}
-	name := fmt.Sprintf("edgepolicyd-test-%d-%d", os.Getpid(), started.Add(1))
+	name := fmt.Sprintf(prefix+"%d-%d", os.Getpid(), started.Add(1))
 	t.Cleanup(c.stop)
 	if err := c.makeCgroups(name); err != nil {
 		t.Fatalf("container: make its control groups: %v", err)
@@ -166,6 +169,7 @@ func (c *Container) makeCgroups(name string) error {
 			if _, err := os.Stat(filepath.Join(root, path, "cgroup.procs")); err != nil {
 				continue
 			}
+			removeStale(filepath.Join(root, path))
 			dir := filepath.Join(root, path, name)
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				return err
@@ -175,6 +179,17 @@ func (c *Container) makeCgroups(name string) error {
 		}
 	}
 	return nil
+}
+
+// removeStale removes the groups of tests that were killed.
+func removeStale(parent string) {
+	dirs, _ := filepath.Glob(filepath.Join(parent, prefix+"*"))
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+		if _, err := os.Stat("/proc/" + pid); os.IsNotExist(err) {
+			removeCgroup(dir) // what has processes stays
+		}
+	}
 }
 
 // stop kills the container: with the init of the outer PID namespace the kernel kills
@@ -218,10 +233,13 @@ func removeCgroup(dir string) error {
 }
 
 // Command is a command that runs in the container as root, with all the
-// capabilities of the host's root; a unit (systemd-run) has only nspawn's.
+// capabilities of the host's root; a unit (systemd-run) has only nspawn's. Killing the
+// command kills nsenter alone: what it runs goes on until the container ends, and is
+// waited for no longer than some seconds. What must be stopped is better a unit.
 func (c *Container) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(c.PID), "--all", "--"}, args...)...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root"}
+	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
 
