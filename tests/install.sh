@@ -22,6 +22,8 @@ sysctl procps
 unshare util-linux
 setpriv util-linux
 nsenter util-linux
+curl curl
+chromium chromium
 debootstrap debootstrap
 systemd-nspawn systemd-container
 host-local containernetworking-plugins

@@ -12,7 +12,7 @@ import (
 // collector waits until the runtime has startLimit bytes from the kernel; from
 // then on it runs more often than Go's default has it. Measured by `make bench`.
 const (
-	startLimit = 22 << 20
+	startLimit = 20 << 20
 	gcPercent  = 25
 )
 

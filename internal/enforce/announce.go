@@ -89,14 +89,15 @@ func (e *Enforcer) logPolicy(event *audit.Event, what string, p *inventory.Polic
 		audit.Policy(&e.cfg.Options, p)...)
 }
 
-// takeInventory writes all policies in force to the log, beside the loop.
+// takeInventory writes all policies in force to the log; all but the first line is
+// written beside the loop.
 func (e *Enforcer) takeInventory() {
 	if e.cfg.Restoring {
 		return
 	}
 	e.inventoried = time.Now()
 	policies, now := e.announced.Policies, time.Now()
-	go audit.Inventory(context.Background(), e.log, &e.cfg.Options, policies, now)
+	audit.Inventory(context.Background(), e.log, &e.cfg.Options, policies, now)
 }
 
 // commits remembers who changed nftables lately, for drift to be put to somebody's
