@@ -47,6 +47,19 @@ func EnableBridgeFilter(bridge string) (changed bool, err error) {
 	return true, nil
 }
 
+// BridgeFilter says whether a bridge's own flags show its packets to the inet hooks,
+// for IPv4 and IPv6. Not from /sys/class/net, which is that of the namespace in which
+// it was mounted.
+func BridgeFilter(bridge string) (ip4, ip6 bool, err error) {
+	c, err := dial()
+	if err != nil {
+		return false, false, err
+	}
+	defer c.Close()
+	f, err := readBridge(c, bridge)
+	return f.ip4, f.ip6, err
+}
+
 // bridgeFlags are IFLA_BR_NF_CALL_IPTABLES and IFLA_BR_NF_CALL_IP6TABLES.
 type bridgeFlags struct {
 	index    int

@@ -3,15 +3,11 @@ package preflight
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 
 	"edgepolicy.io/edgepolicyd/internal/gateway"
 	"edgepolicy.io/edgepolicyd/internal/source/cni"
@@ -105,7 +101,7 @@ func lookAtBridges(ctx context.Context, h *Host) ([]problem, error) {
 	}
 	var found []problem
 	for _, b := range bridges {
-		ip4, ip6, err := bridgeFilter(b)
+		ip4, ip6, err := gateway.BridgeFilter(b)
 		if err != nil {
 			return nil, asRoot(err)
 		}
@@ -124,59 +120,4 @@ func lookAtBridges(ctx context.Context, h *Host) ([]problem, error) {
 		}
 	}
 	return found, nil
-}
-
-// bridgeFilter reads the flags by which a bridge shows packets to netfilter:
-// IFLA_BR_NF_CALL_IPTABLES and IFLA_BR_NF_CALL_IP6TABLES. Not from /sys/class/net,
-// which is that of the namespace in which it was mounted.
-func bridgeFilter(name string) (ip4, ip6 bool, err error) {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
-	if err != nil {
-		return false, false, fmt.Errorf("open rtnetlink: %w", err)
-	}
-	defer c.Close()
-	ae := netlink.NewAttributeEncoder()
-	ae.String(unix.IFLA_IFNAME, name)
-	b, err := ae.Encode()
-	if err != nil {
-		return false, false, err
-	}
-	messages, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
-		Data:   append(make([]byte, unix.SizeofIfInfomsg), b...),
-	})
-	if err != nil {
-		return false, false, fmt.Errorf("read bridge %s: %w", name, err)
-	}
-	if len(messages) == 0 || len(messages[0].Data) < unix.SizeofIfInfomsg {
-		return false, false, fmt.Errorf("read bridge %s: %w", name, fs.ErrNotExist)
-	}
-	ad, err := netlink.NewAttributeDecoder(messages[0].Data[unix.SizeofIfInfomsg:])
-	if err != nil {
-		return false, false, err
-	}
-	flag := func(ad *netlink.AttributeDecoder) error {
-		for ad.Next() {
-			switch ad.Type() {
-			case unix.IFLA_BR_NF_CALL_IPTABLES:
-				ip4 = ad.Uint8() != 0
-			case unix.IFLA_BR_NF_CALL_IP6TABLES:
-				ip6 = ad.Uint8() != 0
-			}
-		}
-		return nil
-	}
-	for ad.Next() {
-		if ad.Type() == unix.IFLA_LINKINFO {
-			ad.Nested(func(ad *netlink.AttributeDecoder) error {
-				for ad.Next() {
-					if ad.Type() == unix.IFLA_INFO_DATA {
-						ad.Nested(flag)
-					}
-				}
-				return nil
-			})
-		}
-	}
-	return ip4, ip6, ad.Err()
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/config"
+	"edgepolicy.io/edgepolicyd/internal/gateway"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/lab"
 	"edgepolicy.io/edgepolicyd/internal/nft"
@@ -242,7 +243,7 @@ func TestRunChangesNothing(t *testing.T) {
 			all = append(all, out)
 		}
 		g.in(func() {
-			ip4, ip6, err := bridgeFilter("cni0")
+			ip4, ip6, err := gateway.BridgeFilter("cni0")
 			if err != nil {
 				t.Error(err)
 			}
