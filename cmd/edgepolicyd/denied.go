@@ -94,9 +94,9 @@ func (a *app) printDenied(f status.DeniedFlow) error {
 	if a.output == "json" {
 		return a.printJSON(f)
 	}
-	packets := "1 packet"
+	packets := "1 packet logged"
 	if f.Packets > 1 {
-		packets = fmt.Sprintf("%d packets since %s", f.Packets, f.First.Local().Format(time.TimeOnly))
+		packets = fmt.Sprintf("%d packets logged since %s", f.Packets, f.First.Local().Format(time.TimeOnly))
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s %s (from %s, %s)\n", f.Last.Local().Format(time.DateTime), denied.Text(&f), f.Interface, packets)
 	return err

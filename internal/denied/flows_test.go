@@ -102,21 +102,21 @@ func (b *bench) expect(want ...string) {
 func TestOneLineAWindow(t *testing.T) {
 	b := newBench(t, 1)
 	b.deny(0, 80, 1, 1)
-	b.expect("denied ingress 192.168.0.7 -> 10.0.0.0:80/TCP (default/p0): not allowed by default/deny (from eth0, 1 packet)")
+	b.expect("denied ingress 192.168.0.7 -> 10.0.0.0:80/TCP (default/p0): not allowed by default/deny (from eth0, 1 packet logged)")
 	b.deny(0, 80, 4, 4)
 	b.pass(9)
 	b.expect()
 	b.pass(1)
-	b.expect("(from eth0, 4 packets)")
+	b.expect("(from eth0, 4 packets logged)")
 	b.deny(0, 80, 2, 2)
 	b.pass(9)
 	b.expect()
 	b.pass(1)
-	b.expect("(from eth0, 2 packets)")
+	b.expect("(from eth0, 2 packets logged)")
 	b.pass(100)
 	b.expect()
 	b.deny(0, 80, 1, 1) // after a quiet time: at once
-	b.expect("1 packet)")
+	b.expect("1 packet logged)")
 	if got := b.After(0); len(got) != 1 || got[0].Packets != 8 || got[0].Seq != 8 || len(b.After(8)) != 0 {
 		t.Errorf("%+v", got)
 	}
@@ -211,7 +211,7 @@ func TestWhoIsWho(t *testing.T) {
 	reply := packet{b.pods[0].Addresses[0], netip.MustParseAddr("10.9.9.9"), inventory.UDP, 53, 4444}
 	b.add(reply, b.counter(0), "", b.now)
 	b.add(reply, "in-default/gone", "", b.now)
-	b.expect("denied ingress 10.9.9.9 (the gateway) -> 10.0.0.0:53/UDP (default/p0): not allowed by default/deny (from an unknown interface, 1 packet)")
+	b.expect("denied ingress 10.9.9.9 (the gateway) -> 10.0.0.0:53/UDP (default/p0): not allowed by default/deny (from an unknown interface, 1 packet logged)")
 	b.add(packet{b.pods[1].Addresses[0], b.pods[0].Addresses[0], inventory.ICMP, 0, 0}, b.counter(0), "v1", b.now)
 	b.expect("denied ingress default/p1 -> 10.0.0.0/ICMP (default/p0)")
 }
@@ -222,11 +222,11 @@ func TestCountersFail(t *testing.T) {
 	counters := b.cfg.Counters
 	b.cfg.Counters = func() (map[string]ruleset.Counts, error) { return nil, errors.New("no") }
 	b.deny(0, 80, 100, 1)
-	b.expect("1 packet)")
+	b.expect("1 packet logged)")
 	b.pass(10)
 	b.expect()
 	b.cfg.Counters = counters
 	b.deny(0, 80, 1, 1)
 	b.pass(20)
-	b.expect("1 packet)", "99 denied packets more")
+	b.expect("1 packet logged)", "99 denied packets more")
 }

@@ -68,9 +68,9 @@ func (f *Flows) logFlow(d *status.DeniedFlow, packets uint64) {
 
 func packetsText(n uint64) string {
 	if n == 1 {
-		return "1 packet"
+		return "1 packet logged"
 	}
-	return fmt.Sprintf("%d packets", n)
+	return fmt.Sprintf("%d packets logged", n)
 }
 
 // maxRest is how many pods are named with packets that got no line.

@@ -140,7 +140,7 @@ func describes(got, want container.Entry) bool {
 		if name == "MESSAGE" {
 			rest, ok := strings.CutPrefix(got[name], value)
 			policies := strings.ReplaceAll(want["EDGEPOLICY_POLICY"], ",", ", ")
-			if !ok || !strings.Contains(rest, ": not allowed by "+policies+" (from "+got["EDGEPOLICY_INTERFACE"]+", 1 packet)") {
+			if !ok || !strings.Contains(rest, ": not allowed by "+policies+" (from "+got["EDGEPOLICY_INTERFACE"]+", 1 packet logged)") {
 				return false
 			}
 		} else if got[name] != value {
