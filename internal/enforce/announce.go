@@ -5,15 +5,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
-	"edgepolicy.io/edgepolicyd/internal/nft"
-	"edgepolicy.io/edgepolicyd/internal/ruleset"
 )
 
 // inventoryEvery is how often all policies in force are written to the log.
@@ -98,51 +94,4 @@ func (e *Enforcer) takeInventory() {
 	e.inventoried = time.Now()
 	policies, now := e.announced.Policies, time.Now()
 	audit.Inventory(context.Background(), e.log, &e.cfg.Options, policies, now)
-}
-
-// commits remembers who changed nftables lately, for drift to be put to somebody's
-// name.
-type commits []nft.Commit
-
-// maxCommits is how many are remembered.
-const maxCommits = 32
-
-func (c *commits) add(n nft.Commit) {
-	if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", n.Thread)); err == nil {
-		return // one of our own
-	}
-	*c = append(*c, n)
-	if len(*c) > maxCommits {
-		*c = slices.Delete(*c, 0, len(*c)-maxCommits)
-	}
-}
-
-// since gives the programs that changed something after a generation.
-func (c commits) since(generation uint32) (programs, pids []string) {
-	for _, n := range c {
-		if pid := fmt.Sprint(n.Thread); int32(n.Generation-generation) > 0 && !slices.Contains(pids, pid) {
-			programs, pids = append(programs, n.Program), append(pids, pid)
-		}
-	}
-	return programs, pids
-}
-
-// logDrift says that the table is not as it was left, and who did it.
-func (e *Enforcer) logDrift(got, want *ruleset.Table, err error) {
-	what := "it can't be read"
-	switch {
-	case err != nil:
-		what += ": " + err.Error()
-	case got == nil:
-		what = "it is gone"
-	case want != nil:
-		what = "rules, sets or elements differ"
-	}
-	programs, pids := e.commits.since(e.gen)
-	who := "nobody knows by which program"
-	if len(programs) > 0 {
-		who = fmt.Sprintf("by %s (process %s)", strings.Join(programs, ", "), strings.Join(pids, ", "))
-	}
-	audit.TableDrift.Log(e.log, fmt.Sprintf("table inet %s was changed %s: %s; putting it right", e.cfg.Table, who, what),
-		slog.String(audit.KeyChanges, what), slog.String(audit.KeyProgram, strings.Join(programs, ",")), slog.String(audit.KeyPID, strings.Join(pids, ",")))
 }

@@ -250,42 +250,6 @@ func (e *Enforcer) tableIsAllThatIsKnown() bool {
 	return false
 }
 
-// check reads the table back if anything in nftables changed since our last
-// change, and mends what differs.
-func (e *Enforcer) check() {
-	if e.kernel == nil || e.flushed != nil || e.applyErr != nil {
-		return
-	}
-	gen, err := e.kernel.Generation()
-	if err == nil && gen == e.gen {
-		return
-	}
-	if e.bridgeConn != nil {
-		if e.bridgeActual, err = e.bridgeConn.Read(); err != nil {
-			e.closeBridge()
-		}
-	}
-	want := e.actual
-	got, err := e.kernel.Read()
-	if err == nil && got != nil && want != nil {
-		change := ruleset.Diff(got, want)
-		if change.Empty() { // other tables changed: look for flow tables there
-			e.gen, e.linksOld = gen, true
-			e.update()
-			return
-		}
-	}
-	e.logDrift(got, want, err)
-	e.repairs.Add(1)
-	begin := time.Now()
-	e.closeKernel()
-	if e.update(); e.applyErr == nil {
-		took := time.Since(begin)
-		audit.TableRepaired.Log(e.log, fmt.Sprintf("table inet %s is as it should be again, after %s", e.cfg.Table, took.Round(time.Microsecond)),
-			slog.Uint64(audit.KeyGeneration, e.generation), slog.Int64(audit.KeyDuration, took.Microseconds()))
-	}
-}
-
 // save hands what the sources know to the goroutine that writes it: a slow disk
 // must not keep the kernel waiting. Only the newest matters.
 func (e *Enforcer) save() {

@@ -66,6 +66,7 @@ type Enforcer struct {
 	published atomic.Pointer[published]
 	denied    *denied.Flows
 	commits   commits // of other programs
+	drift     drift
 	latencies latencies
 	repairs   atomic.Uint64 // of the table, after another program changed it
 
@@ -221,6 +222,8 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	e.update()
 	e.reloaded = e.snapshot
 
+	e.drift.timer = time.NewTimer(checkEvery)
+	defer e.drift.timer.Stop()
 	r := newRetry()
 	check := time.NewTicker(checkEvery)
 	defer check.Stop()
@@ -248,7 +251,10 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 				e.poke("")
 			}
 		case c := <-foreign:
-			e.commits.add(c)
+			e.changed(c)
+		case <-e.drift.timer.C:
+			e.drift.waiting = false
+			e.check()
 		case q := <-e.requests:
 			changes, err := q.do()
 			q.done <- answer{changes, err}

@@ -29,6 +29,7 @@ type Conn struct {
 	conn   *nftables.Conn
 	family ruleset.Family
 	table  *nftables.Table
+	owned  bool
 }
 
 // Open connects to the nftables of the calling thread's network namespace, for the
@@ -67,6 +68,7 @@ func (c *Conn) Claim() error {
 	err := c.conn.Flush()
 	switch {
 	case err == nil:
+		c.owned = true
 		return nil
 	case errors.Is(err, unix.EPERM) && unix.Geteuid() == 0:
 		if live := c.owner(); live != 0 {
@@ -80,6 +82,9 @@ func (c *Conn) Claim() error {
 	}
 	return nil
 }
+
+// Owned says that Claim made the table this socket's: no other can change it.
+func (c *Conn) Owned() bool { return c.owned }
 
 func remedy(err error) string {
 	switch {
