@@ -50,9 +50,18 @@ mount -t tmpfs tmpfs /run/systemd/nspawn
 mount -t tmpfs tmpfs "$DIR"
 mkdir "$DIR/upper" "$DIR/work" "$DIR/root"
 mount -t overlay -o "lowerdir=$TREE,upperdir=$DIR/upper,workdir=$DIR/work" overlay "$DIR/root"
-exec systemd-nspawn --quiet --boot --private-network --register=no --keep-unit --console=pipe \
-	--machine="$MACHINE" --directory="$DIR/root"
+code=$REBOOTED
+while [ $code = $REBOOTED ]; do
+	code=0
+	systemd-nspawn --quiet --boot --private-network --register=no --keep-unit --console=pipe \
+		--machine="$MACHINE" --directory="$DIR/root" </dev/null || code=$?
+done
+exit $code
 `
+
+// rebooted is the exit code of nspawn, where it keeps to its unit, when the container
+// wants to be booted again.
+const rebooted = "133"
 
 // prefix begins the containers' names; the test's process and a number follow.
 const prefix = "edgepolicyd-test-"
@@ -77,7 +86,7 @@ func Start(t testing.TB) *Container {
 		t.Fatalf("container: make its control groups: %v", err)
 	}
 	c.cmd = exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--propagation", "private", "sh", "-c", boot)
-	c.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "MACHINE="+name, "DIR="+t.TempDir(), "TREE="+tree, "CGROUPS="+strings.Join(c.cgroups, " "))
+	c.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "MACHINE="+name, "DIR="+t.TempDir(), "TREE="+tree, "REBOOTED="+rebooted, "CGROUPS="+strings.Join(c.cgroups, " "))
 	c.cmd.Stdout, c.cmd.Stderr = &c.console, &c.console
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := c.launch(); err != nil {
@@ -85,6 +94,25 @@ func Start(t testing.TB) *Container {
 	}
 	c.waitBooted()
 	return c
+}
+
+// Reboot boots the container again, at once, as no unit is stopped before: a power cut,
+// but for what was not on the disk yet. Its network is a new one; its files stay, but
+// for those in memory.
+func (c *Container) Reboot() {
+	c.t.Helper()
+	before := fmt.Sprintf("/proc/%d/comm", c.PID)
+	c.Command("systemctl", "reboot", "--force", "--force").Run() // is ended itself
+	for end := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		if name, err := os.ReadFile(before); err != nil || string(name) != "systemd\n" {
+			break
+		}
+		if time.Now().After(end) {
+			c.t.Fatalf("the container does not end within %s", limit)
+		}
+	}
+	c.PID = 0
+	c.waitBooted()
 }
 
 // launch starts it. Its thread must live as long, as the kernel kills what the

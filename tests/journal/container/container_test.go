@@ -112,3 +112,23 @@ func TestEndsWithTheTest(t *testing.T) {
 		}
 	}
 }
+
+// TestReboots: a container that is booted again has its files, another boot id, and
+// nothing of what the kernel had of it.
+func TestReboots(t *testing.T) {
+	c := Start(t)
+	id := c.Exec("cat", "/proc/sys/kernel/random/boot_id")
+	c.Write("/var/lib/mark", nil, 0o600)
+	c.Write("/run/mark", nil, 0o600)
+	c.Exec("nft", "add", "table", "inet", "left")
+	for range 2 {
+		c.Reboot()
+		c.Exec("test", "-e", "/var/lib/mark", "-a", "!", "-e", "/run/mark")
+		if got := c.Exec("nft", "list", "tables"); got != "" {
+			t.Errorf("tables are left: %s", got)
+		}
+		if c.Exec("cat", "/proc/sys/kernel/random/boot_id") == id {
+			t.Error("the boot id is that of before")
+		}
+	}
+}
