@@ -23,7 +23,8 @@ func (a *app) restoreCommand() *cobra.Command {
 saved state and the directory, without asking a kubelet or an API, and before the
 network is up. It is for the boot, so that policies are in force before any pod
 runs; the daemon takes the table over. Addresses of pods that were known in an
-earlier boot are not believed: others can have them.
+earlier boot are not believed: others can have them. What closes the gap until the
+daemon knows this boot's is the hold of addresses that are not known (onBoot).
 
 A daemon that runs is not disturbed: then this is an error.`,
 		Args: noArgs,
@@ -48,6 +49,9 @@ func (a *app) restore(ctx context.Context) error {
 	saved, err := state.New(string(cfg.StateDir), log).Load()
 	if err != nil {
 		log.Error("the saved state can't be used; going on with what the directory gives", "error", err)
+	}
+	if cfg.OnBoot == "open" {
+		cfg.HoldUnknownPods = "off"
 	}
 	e, err := newEnforcer(ctx, cfg, nil, saved, log)
 	if err != nil {

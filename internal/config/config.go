@@ -32,6 +32,7 @@ type Config struct {
 	NodeName           Node       `json:"nodeName"`
 	PodRanges          []Prefix   `json:"podRanges"`
 	HoldUnknownPods    Hold       `json:"holdUnknownPods"`
+	OnBoot             Boot       `json:"onBoot"`
 	StateDir           Path       `json:"stateDir"`
 	Socket             Path       `json:"socket"`
 	Table              Table      `json:"table"`
@@ -151,6 +152,7 @@ func Default() Config {
 			API:       API{Pods: "node"},
 		},
 		HoldUnknownPods:    "auto",
+		OnBoot:             "hold",
 		StateDir:           "/var/lib/edgepolicyd",
 		Socket:             "/run/edgepolicyd/edgepolicyd.sock",
 		Table:              "edgepolicyd",

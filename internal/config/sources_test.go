@@ -32,6 +32,7 @@ func TestSources(t *testing.T) {
 		"sources: {kubelet: {url: 'http://u:p@127.0.0.1:10255'}}":               "must be http://",
 		"sources: {kubelet: {url: 'http://127.0.0.1:10255', interval: 10}}":     "must be a time",
 		"holdUnknownPods: maybe":                                                "must be auto or on or off",
+		"onBoot: closed":                                                        "must be hold or open",
 		"nodeName: Bad_Name":                                                    "must be the name of a Kubernetes node",
 		"podRanges: [10.42.0.1/24]":                                             "has bits set beyond its prefix length",
 	} {

@@ -48,6 +48,8 @@ type (
 	Node string
 	// Hold says whether addresses that are not known yet are held: auto, on or off.
 	Hold string
+	// Boot says what becomes of unknown addresses until the daemon runs: hold or open.
+	Boot string
 	// Scope says whose pods are read: node or all.
 	Scope string
 	// Preset is the name of an API that gateways are known to have.
@@ -135,6 +137,9 @@ func (n *Node) UnmarshalText(text []byte) error {
 func (h *Hold) UnmarshalText(text []byte) error {
 	return oneOf((*string)(h), text, "auto", "on", "off")
 }
+
+// UnmarshalText reads hold or open.
+func (b *Boot) UnmarshalText(text []byte) error { return oneOf((*string)(b), text, "hold", "open") }
 
 // UnmarshalText reads node or all.
 func (s *Scope) UnmarshalText(text []byte) error { return oneOf((*string)(s), text, "node", "all") }
