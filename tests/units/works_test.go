@@ -1,0 +1,84 @@
+package units
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// TestWorksHardened: with what the unit leaves it, the daemon does everything that it
+// does, and complains of nothing.
+func TestWorksHardened(t *testing.T) {
+	g := newGateway(t)
+	g.Write("/etc/edgepolicyd/config.yaml", []byte("metrics: {listen: '127.0.0.1:9469'}\naudit: {denied: {window: 1s}}\n"), 0o644)
+	g.Exec("systemctl", "start", "edgepolicyd")
+	g.plug()
+	g.Exec("systemctl", "reload", "edgepolicyd")
+
+	// Pods by their CNI results on a bridge whose filtering is switched on.
+	g.enforced("hardened")
+	for _, flag := range []string{"nf_call_iptables", "nf_call_ip6tables"} {
+		if on := g.Exec("cat", "/sys/class/net/cni0/bridge/"+flag); on != "1\n" {
+			t.Errorf("%s is %s", flag, on)
+		}
+	}
+	if out := g.Exec("nft", "list", "table", "bridge", "edgepolicyd"); !strings.Contains(out, "veth-web") {
+		t.Errorf("in the bridge family's table there are no pods' ports:\n%s", out)
+	}
+	// An address that nobody knows is held.
+	g.Exec("sh", "-ec", "ip -n client addr add 10.42.0.99/24 dev eth0 && ip -n client route add "+bridge+" dev eth0 src 10.42.0.99")
+	if g.reaches("client", bridge, 80) {
+		t.Error("an address that is no pod's is not held")
+	}
+	g.Exec("ip", "-n", "client", "addr", "del", "10.42.0.99/24", "dev", "eth0")
+
+	// Denied packets by NFLOG.
+	g.eventually("a denied packet is in the journal", func() bool {
+		return len(g.Journal("--unit=edgepolicyd", "EDGEPOLICY_EVENT=denied", "EDGEPOLICY_SRC_POD=default/client", "EDGEPOLICY_DST_POD=default/web", "EDGEPOLICY_PORT=81")) > 0
+	})
+	// Connections, by conntrack: one that was allowed is cut.
+	g.Exec("systemd-run", "--quiet", "--unit=listen", "ip", "netns", "exec", "web", "perl", "-MIO::Socket::INET", "-e",
+		`$$s = IO::Socket::INET->new(Listen => 5, LocalPort => 80) or die; push @c, $$s->accept while 1`)
+	g.Exec("systemd-run", "--quiet", "--unit=connect", "--property=Restart=on-failure", "--property=RestartSec=1", "ip", "netns", "exec", "client", "bash", "-ec", "exec 3<>/dev/tcp/"+web+"/80; touch /run/connected; sleep infinity")
+	g.eventually("a pod connects", func() bool { return g.Command("test", "-e", "/run/connected").Run() == nil })
+	g.Write("/etc/edgepolicy.d/all.yaml", []byte(strings.Replace(policies, "port: 80", "port: 8080", 1)), 0o600)
+	g.eventually("connections that are cut are counted", func() bool {
+		return len(g.Journal("--unit=edgepolicyd", "EDGEPOLICY_EVENT=connections-cut")) > 0
+	})
+	// The state is saved, by the daemon, for itself.
+	g.eventually("the state is saved", func() bool {
+		out, _ := g.Command("stat", "--format=%U %a", "/var/lib/edgepolicyd", "/var/lib/edgepolicyd/state").Output()
+		return string(out) == "root 700\nroot 600\n"
+	})
+	// Whoever is root asks it, and Prometheus on the loopback address.
+	if out := g.Exec("edgepolicyd", "status"); !strings.HasPrefix(out, "healthy\n") {
+		t.Errorf("status: %s", out)
+	}
+	if out := g.Exec("bash", "-ec", `exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3; cat <&3`); !strings.Contains(out, "edgepolicyd_") {
+		t.Errorf("metrics: %s", out)
+	}
+	if out, err := g.Command("edgepolicyd", "doctor").CombinedOutput(); err != nil {
+		t.Errorf("doctor: %v\n%s", err, out)
+	}
+	for _, e := range g.Journal("--unit=edgepolicyd", "--priority=warning") {
+		if e["EDGEPOLICY_EVENT"] != "denied" {
+			t.Errorf("the daemon complains: %s", e["MESSAGE"])
+		}
+	}
+	g.bounded()
+}
+
+// bounded says that the limits of the unit are those of the process.
+func (g gateway) bounded() {
+	g.t.Helper()
+	status := g.Exec("cat", "/proc/"+g.show("edgepolicyd", "MainPID")+"/status")
+	const admin = 1 << 12 // CAP_NET_ADMIN
+	for _, set := range []string{"CapPrm", "CapEff", "CapBnd"} {
+		if want := fmt.Sprintf("%s:\t%016x\n", set, admin); !strings.Contains(status, want) {
+			g.t.Errorf("%s is another than CAP_NET_ADMIN:\n%s", set, status)
+		}
+	}
+	if !strings.Contains(status, "NoNewPrivs:\t1\n") || !strings.Contains(status, "Seccomp:\t2\n") {
+		g.t.Errorf("the process may gain privileges, or call everything:\n%s", status)
+	}
+}
