@@ -31,6 +31,10 @@ func boots(t *testing.T, config string) gateway {
 		g.Write("/etc/systemd/system/"+unit+".service", fmt.Appendf(nil, watcher, head, unit), 0o644)
 		g.Exec("systemctl", "enable", "--quiet", unit)
 	}
+	// All take their time, so that it is the order of the units that counts.
+	for unit, seconds := range map[string]string{"nftables": "0.8", "edgepolicyd-restore": "0.3"} {
+		g.Write("/etc/systemd/system/"+unit+".service.d/slow.conf", []byte("[Service]\nExecStartPre=sleep "+seconds+"\n"), 0o644)
+	}
 	g.Exec("systemctl", "enable", "--quiet", "nftables", "edgepolicyd-restore")
 	g.Exec("systemctl", "start", "edgepolicyd")
 	g.plug()
