@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/nft"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
@@ -232,7 +234,15 @@ func (a *app) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !there {
+	if there {
+		log, flushed, err := a.logger(cfg.Log)
+		if err != nil {
+			return err
+		}
+		uid := os.Getuid()
+		audit.Flush.Log(log, fmt.Sprintf("flushed by uid %d while no daemon ran: table %s was taken away and nothing is enforced until the daemon starts", uid, cfg.Table), slog.Int(audit.KeyUID, uid))
+		flushed()
+	} else {
 		return a.printFlushed(fmt.Sprintf("no daemon is running and there is no table inet %s: nothing to do", cfg.Table), false)
 	}
 	return a.printFlushed(fmt.Sprintf("no daemon is running; table inet %s was removed", cfg.Table), true)

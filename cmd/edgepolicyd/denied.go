@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -120,18 +121,19 @@ func (a *app) suggest(ctx context.Context, client *status.Client, list []status.
 	o := cfg.Options()
 	var documents []string
 	for _, f := range list {
-		protocol, ok := inventory.ParseProtocol(f.Protocol)
-		if !ok {
-			protocol = map[string]inventory.Protocol{"ICMP": inventory.ICMP, "ICMPv6": inventory.ICMPv6}[f.Protocol]
+		if f.Stray {
+			documents = append(documents, "# no suggestion, as it begins no connection: "+denied.Text(&f)+"\n")
+			continue
 		}
 		text, err := explain.Suggest(s, &o, policy.Flow{
-			From: policy.EndpointAt(s, f.From.Address), To: policy.EndpointAt(s, f.To.Address), Protocol: protocol, Port: f.Port,
+			From: policy.EndpointAt(s, f.From.Address), To: policy.EndpointAt(s, f.To.Address), Protocol: protocolOf(f.Protocol), Port: f.Port,
 		})
 		if errors.Is(err, explain.ErrNothingToSuggest) {
 			continue
 		}
 		if err != nil {
-			return err
+			documents = append(documents, fmt.Sprintf("# no suggestion for %s: %v\n", denied.Text(&f), err))
+			continue
 		}
 		documents = append(documents, text)
 		// What it allows need not be suggested again.
@@ -148,4 +150,15 @@ func (a *app) suggest(ctx context.Context, client *status.Client, list []status.
 	}
 	_, err = fmt.Fprint(a.stdout, strings.Join(documents, "---\n"))
 	return err
+}
+
+// protocolOf reads a protocol as a DeniedFlow names it.
+func protocolOf(name string) inventory.Protocol {
+	for _, p := range []inventory.Protocol{inventory.TCP, inventory.UDP, inventory.SCTP, inventory.ICMP, inventory.ICMPv6} {
+		if p.String() == name {
+			return p
+		}
+	}
+	n, _ := strconv.ParseUint(name, 10, 8) // a number, or nothing that there is
+	return inventory.Protocol(n)
 }

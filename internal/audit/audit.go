@@ -9,6 +9,7 @@ package audit
 import (
 	"context"
 	"log/slog"
+	"strings"
 )
 
 // LevelNotice is the level of what changes what is enforced: between info, which log
@@ -33,6 +34,13 @@ type Event struct {
 func (e *Event) Log(log *slog.Logger, message string, attrs ...slog.Attr) {
 	log.LogAttrs(context.Background(), e.Level, message, append([]slog.Attr{slog.Any(KeyEvent, e)}, attrs...)...)
 }
+
+// List is the value of an attribute that has several: in the journal a field for each,
+// in text and JSON one with commas between.
+type List []string
+
+// MarshalText joins the values.
+func (l List) MarshalText() ([]byte, error) { return []byte(strings.Join(l, ",")), nil }
 
 // MarshalText gives the event's name: what text and JSON show.
 func (e *Event) MarshalText() ([]byte, error) { return []byte(e.Name), nil }

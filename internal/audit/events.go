@@ -256,6 +256,13 @@ them is another, lines are missing or were changed.`,
 		Subject: "Healthy again",
 		Text:    `What was reported as degraded since @EDGEPOLICY_SINCE@ is over.`,
 	}
+	Recovered = &Event{
+		Name: "recovered", ID: "e2adfe1e12ee2312b09f2ce76933cfd4", Level: LevelNotice,
+		Fields:  []string{KeyReason, KeyPod, KeyGeneration, KeyAddress},
+		Meaning: "something that degraded, apply-failed or pod-held told of is over",
+		Subject: "Over: @EDGEPOLICY_REASON@",
+		Text:    `What was told of before is over.`,
+	}
 	StateUnsaved = &Event{
 		Name: "state-unsaved", ID: "f65e9bd0c778fa1a4b30e3f012c67d76", Level: slog.LevelWarn,
 		Fields:  []string{KeyFile, KeyReason},
@@ -314,6 +321,7 @@ var Events = []*Event{
 	InventoryComplete,
 	Degraded,
 	Healthy,
+	Recovered,
 	StateUnsaved,
 	StateSaved,
 	MessagesLost,

@@ -68,6 +68,14 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 	return &Handler{h.Handler.WithGroup(name), h.queue}
 }
 
+// Lost is how many messages a log has lost so far; 0 of a log that is no Handler.
+func Lost(log *slog.Logger) uint64 {
+	if h, ok := log.Handler().(*Handler); ok {
+		return h.queue.total.Load()
+	}
+	return 0
+}
+
 // Close writes what waits and ends the log; what is logged later is lost. It returns
 // after the timeout at the latest; the error says how many messages were not
 // written.

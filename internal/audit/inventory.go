@@ -45,12 +45,18 @@ func Policy(o *inventory.Options, p *inventory.Policy) []slog.Attr {
 // The first line is in the log when Inventory returns, so that changes of policies
 // that are logged later are newer than the inventory, wherever its other lines
 // stand. Those are logged beside the caller, and wait where the log is slow, so that
-// a long inventory is not lost; the context ends the waiting.
-func Inventory(ctx context.Context, log *slog.Logger, o *inventory.Options, policies []*inventory.Policy, now time.Time) {
+// a long inventory is not lost; the context ends the waiting. Done is closed when all
+// of them are logged.
+func Inventory(ctx context.Context, log *slog.Logger, o *inventory.Options, policies []*inventory.Policy, now time.Time) (done <-chan struct{}) {
 	id := slog.String(KeyInventory, now.UTC().Format(time.RFC3339Nano))
 	InventoryStarted.Log(log, fmt.Sprintf("the inventory %s begins: %d policies are in force", id.Value, len(policies)),
 		id, slog.Int(KeyTotal, len(policies)))
-	go inventoryLines(ctx, log, o, policies, id)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		inventoryLines(ctx, log, o, policies, id)
+	}()
+	return ended
 }
 
 // settleEvery is after how many lines room is waited for: they are far less than the

@@ -122,6 +122,14 @@ func (e *entry) add(prefix string, a slog.Attr) {
 		e.event, text = event, event.Name
 	}
 	key := prefix + a.Key
+	if list, ok := v.Any().(List); ok {
+		text = strings.Join(list, ",")
+		for _, one := range list {
+			e.fields = appendField(e.fields, fieldName(key), escape(one, "\n\t"))
+		}
+		e.text.WriteString(" " + quoted(key) + "=" + quoted(text))
+		return
+	}
 	e.fields = appendField(e.fields, fieldName(key), escape(text, "\n\t"))
 	e.text.WriteString(" " + quoted(key) + "=" + quoted(text))
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,8 +22,9 @@ type line struct {
 
 // queue stands between those who log, who never wait, and the writer, who may.
 type queue struct {
-	write func(line)  // called by run alone
-	lost  func(n int) // as well: tells that messages are missing
+	write func(line)    // called by run alone
+	lost  func(n int)   // as well: tells that messages are missing
+	total atomic.Uint64 // messages that were lost and told
 	wake  chan struct{}
 	ended chan struct{}
 
@@ -92,6 +94,7 @@ func (q *queue) batch() bool {
 	}
 	if missing > 0 {
 		q.lost(missing)
+		q.total.Add(uint64(missing))
 	}
 	return len(lines) > 0 || missing > 0
 }

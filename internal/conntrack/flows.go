@@ -44,7 +44,6 @@ type Tuple struct {
 type Flow struct {
 	Original Tuple // as whoever began sent it
 	Reply    Tuple // as the answer to it comes
-	Mark     uint32
 	state    uint8 // of TCP and SCTP (nf_conntrack_tcp.h, nf_conntrack_sctp.h)
 }
 
@@ -91,7 +90,6 @@ func Flows(visit func(Flow) error) error {
 
 // flow decodes the entry's tuples and state.
 func (e entry) flow() (f Flow, err error) {
-	f.Mark = e.mark
 	if f.Original, err = readTuple(e.family, e.tuple); err != nil {
 		return Flow{}, err
 	}

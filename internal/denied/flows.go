@@ -34,18 +34,22 @@ const (
 type Config struct {
 	Log    *slog.Logger
 	Window time.Duration // for which the packets of a flow are put into one line
-	// Names says who is who now.
-	Names func() *Names
+	// Names says who is who, by the newest table first and then by those before it: a
+	// packet is shown some time after it was denied.
+	Names func() []func() *Names
 	// Counters reads the table's counters, which know of all packets.
 	Counters func() (map[string]ruleset.Counts, error)
 }
 
 // Flows are the flows that were denied lately.
 type Flows struct {
-	cfg  Config
-	died chan struct{} // the socket did
+	cfg Config
 
-	mu    sync.Mutex
+	mu        sync.Mutex
+	listening bool
+	tried     time.Time // to listen; zero: never
+	err       error     // of that
+
 	seq   uint64
 	flows map[flowKey]*flow
 
@@ -75,22 +79,22 @@ type flow struct {
 
 // New makes Flows without any.
 func New(cfg Config) *Flows {
-	return &Flows{cfg: cfg, died: make(chan struct{}, 1), flows: map[flowKey]*flow{}, bySubj: map[string]int{}, told: map[string]uint64{}}
+	// Seq goes on over a restart, so that who follows misses nothing.
+	return &Flows{cfg: cfg, seq: uint64(time.Now().UnixMicro()), flows: map[flowKey]*flow{}, bySubj: map[string]int{}, told: map[string]uint64{}}
 }
 
 // add takes a packet that was shown with a prefix.
 func (f *Flows) add(p packet, prefix, interfaceName string, now time.Time) {
-	names := f.cfg.Names()
-	s := names.Subjects[prefix]
+	names, s := f.find(prefix)
 	if s == nil {
-		return // the pod is no longer isolated
+		return // nobody knows that table any more
 	}
 	own, other := p.to, p.from
 	if s.Direction == inventory.Egress {
 		own, other = other, own
 	}
 	if slices.Contains(s.Pod.Addresses, other) && !slices.Contains(s.Pod.Addresses, own) {
-		p = p.turned() // a reply: the flow is the other way round
+		p, interfaceName = p.turned(), "" // a reply: the flow is the other way round
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -100,7 +104,7 @@ func (f *Flows) add(p packet, prefix, interfaceName string, now time.Time) {
 		f.makeRoom()
 		it = &flow{counter: s.Counter, DeniedFlow: status.DeniedFlow{
 			Verdict: "denied", Direction: s.Direction.String(), Pod: s.Pod.Key.String(),
-			Protocol: p.protocol.String(), Port: p.toPort, First: now,
+			Protocol: p.protocol.String(), Port: p.toPort, First: now, Stray: true,
 		}}
 		if s.Audited {
 			it.Verdict = "would deny"
@@ -108,10 +112,8 @@ func (f *Flows) add(p packet, prefix, interfaceName string, now time.Time) {
 		f.flows[k] = it
 	}
 	f.seq++
-	it.From, it.To, it.Policies = names.end(p.from), names.end(p.to), nil
-	for _, key := range s.Policies {
-		it.Policies = append(it.Policies, key.String())
-	}
+	it.From, it.To, it.Policies = names.end(p.from), names.end(p.to), s.Policies
+	it.Stray = it.Stray && p.stray
 	it.Seq, it.Last, it.Interface = f.seq, now, interfaceName
 	it.Packets++
 	it.untold++
@@ -120,6 +122,17 @@ func (f *Flows) add(p packet, prefix, interfaceName string, now time.Time) {
 	}
 	f.shown = true
 	f.tell(it)
+}
+
+// find says whose packet was shown with a prefix, and who was who then.
+func (f *Flows) find(prefix string) (*Names, *Subject) {
+	for _, names := range f.cfg.Names() {
+		n := names()
+		if s := n.Subjects[prefix]; s != nil {
+			return n, s
+		}
+	}
+	return nil, nil
 }
 
 func (f *Flows) open(now time.Time) {
@@ -142,18 +155,22 @@ func (f *Flows) tell(it *flow) {
 	it.window, it.untold = f.id, 0
 }
 
-// makeRoom forgets the flows whose last packets are longest ago.
+// makeRoom forgets flows of the pod and direction that has the most of them: the older
+// half, so that who scans ports does not push out the others'.
 func (f *Flows) makeRoom() {
 	if len(f.flows) < maxFlows {
 		return
 	}
-	seqs := make([]uint64, 0, len(f.flows))
+	seqs, most := map[string][]uint64{}, ""
 	for _, it := range f.flows {
-		seqs = append(seqs, it.Seq)
+		seqs[it.counter] = append(seqs[it.counter], it.Seq)
+		if n := len(seqs[it.counter]); n > len(seqs[most]) {
+			most = it.counter
+		}
 	}
-	slices.Sort(seqs)
-	oldest := seqs[maxFlows/8]
-	maps.DeleteFunc(f.flows, func(_ flowKey, it *flow) bool { return it.Seq < oldest })
+	slices.Sort(seqs[most])
+	middle := seqs[most][len(seqs[most])/2]
+	maps.DeleteFunc(f.flows, func(_ flowKey, it *flow) bool { return it.counter == most && it.Seq <= middle })
 }
 
 // tick ends a window whose time is over: flows with packets beyond their line get
@@ -190,7 +207,7 @@ func (f *Flows) sayRest() {
 		return
 	}
 	var all []rest
-	for _, s := range f.cfg.Names().Subjects {
+	for _, s := range f.cfg.Names()[0]().Subjects {
 		before, now, told := f.base[s.Counter].Packets, counters[s.Counter].Packets, f.told[s.Counter]
 		if now < before {
 			before = 0 // it was made anew

@@ -34,14 +34,14 @@ func newBench(t *testing.T, pods int) *bench {
 	for i := range pods {
 		p := &inventory.Pod{Head: inventory.Head{Key: inventory.Key{Namespace: "default", Name: fmt.Sprintf("p%d", i)}}}
 		p.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}
-		side := &policy.Side{Policies: []inventory.Key{{Namespace: "default", Name: "deny"}}}
+		side := &policy.Side{ID: "1", Policies: []inventory.Key{{Namespace: "default", Name: "deny"}}}
 		isolations = append(isolations, policy.Isolation{Pod: p, Sides: [2]*policy.Side{inventory.Ingress: side}})
 		b.pods = append(b.pods, p)
 	}
 	names := NewNames(isolations, &inventory.Snapshot{Pods: b.pods, Gateway: []netip.Addr{netip.MustParseAddr("10.9.9.9")}})
 	b.Flows = New(Config{
 		Log: slog.New(slog.NewTextHandler(&b.log, nil)), Window: 10 * time.Second,
-		Names:    func() *Names { return names },
+		Names:    func() []func() *Names { return []func() *Names{func() *Names { return names }} },
 		Counters: func() (map[string]ruleset.Counts, error) { return b.counters, nil },
 	})
 	b.base = map[string]ruleset.Counts{}
@@ -51,6 +51,8 @@ func newBench(t *testing.T, pods int) *bench {
 func (b *bench) counter(pod int) string {
 	return ruleset.CounterName(inventory.Ingress, b.pods[pod].Key, false)
 }
+
+func (b *bench) prefix(pod int) string { return ruleset.LogPrefix(b.counter(pod), "1") }
 
 // deny is n packets to a pod's port, of which shown are shown.
 func (b *bench) deny(pod int, port uint16, n, shown int) {
@@ -63,7 +65,7 @@ func (b *bench) deny(pod int, port uint16, n, shown int) {
 	fresh[b.counter(pod)] = c
 	b.counters = fresh
 	for range shown {
-		b.add(packet{netip.MustParseAddr("192.168.0.7"), b.pods[pod].Addresses[0], inventory.TCP, 999, port}, b.counter(pod), "eth0", b.now)
+		b.add(packet{from: netip.MustParseAddr("192.168.0.7"), to: b.pods[pod].Addresses[0], protocol: inventory.TCP, fromPort: 999, toPort: port}, b.prefix(pod), "eth0", b.now)
 	}
 }
 
@@ -117,7 +119,7 @@ func TestOneLineAWindow(t *testing.T) {
 	b.expect()
 	b.deny(0, 80, 1, 1) // after a quiet time: at once
 	b.expect("1 packet logged)")
-	if got := b.After(0); len(got) != 1 || got[0].Packets != 8 || got[0].Seq != 8 || len(b.After(8)) != 0 {
+	if got := b.After(0); len(got) != 1 || got[0].Packets != 8 || len(b.After(got[0].Seq)) != 0 || len(b.After(got[0].Seq-1)) != 1 {
 		t.Errorf("%+v", got)
 	}
 }
@@ -157,7 +159,7 @@ func TestWhatGotNoLineIsSaid(t *testing.T) {
 		t.Errorf("the log tells of %d packets, 5 were denied", got)
 	}
 	// A packet is shown before it is counted.
-	b.add(packet{netip.MustParseAddr("192.168.0.7"), b.pods[1].Addresses[0], inventory.TCP, 999, 80}, b.counter(1), "eth0", b.now)
+	b.add(packet{from: netip.MustParseAddr("192.168.0.7"), to: b.pods[1].Addresses[0], protocol: inventory.TCP, toPort: 80}, b.prefix(1), "eth0", b.now)
 	b.pass(10)
 	b.deny(1, 80, 4, 0)
 	b.deny(2, 80, 1, 1)
@@ -208,11 +210,11 @@ func TestFloodIsBounded(t *testing.T) {
 // isolated any more has none; the gateway is named.
 func TestWhoIsWho(t *testing.T) {
 	b := newBench(t, 2)
-	reply := packet{b.pods[0].Addresses[0], netip.MustParseAddr("10.9.9.9"), inventory.UDP, 53, 4444}
-	b.add(reply, b.counter(0), "", b.now)
+	reply := packet{from: b.pods[0].Addresses[0], to: netip.MustParseAddr("10.9.9.9"), protocol: inventory.UDP, fromPort: 53, toPort: 4444}
+	b.add(reply, b.prefix(0), "veth0", b.now)
 	b.add(reply, "in-default/gone", "", b.now)
 	b.expect("denied ingress 10.9.9.9 (the gateway) -> 10.0.0.0:53/UDP (default/p0): not allowed by default/deny (from an unknown interface, 1 packet logged)")
-	b.add(packet{b.pods[1].Addresses[0], b.pods[0].Addresses[0], inventory.ICMP, 0, 0}, b.counter(0), "v1", b.now)
+	b.add(packet{from: b.pods[1].Addresses[0], to: b.pods[0].Addresses[0], protocol: inventory.ICMP}, b.prefix(0), "v1", b.now)
 	b.expect("denied ingress default/p1 -> 10.0.0.0/ICMP (default/p0)")
 }
 

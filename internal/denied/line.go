@@ -20,7 +20,11 @@ func Text(f *status.DeniedFlow) string {
 	if f.From.Gateway {
 		from += " (the gateway)"
 	}
-	return fmt.Sprintf("%s %s %s -> %s: not allowed by %s", f.Verdict, f.Direction, from, destination(f), strings.Join(f.Policies, ", "))
+	stray := ""
+	if f.Stray {
+		stray = " (it begins no connection: a late answer?)"
+	}
+	return fmt.Sprintf("%s %s %s -> %s: not allowed by %s%s", f.Verdict, f.Direction, from, destination(f), strings.Join(f.Policies, ", "), stray)
 }
 
 func destination(f *status.DeniedFlow) string {
@@ -49,7 +53,7 @@ func (f *Flows) logFlow(d *status.DeniedFlow, packets uint64) {
 	}
 	attrs := []slog.Attr{
 		slog.String(audit.KeyPod, d.Pod), slog.String(audit.KeyDirection, d.Direction),
-		slog.String(audit.KeyPolicy, strings.Join(d.Policies, ",")),
+		slog.Any(audit.KeyPolicy, audit.List(d.Policies)),
 		slog.String(audit.KeySrc, d.From.Address.String()), slog.String(audit.KeyDst, d.To.Address.String()),
 		slog.String(audit.KeyProtocol, d.Protocol), slog.String(audit.KeyInterface, d.Interface),
 		slog.Uint64(audit.KeyCount, packets), slog.String(audit.KeyWindow, f.cfg.Window.String()),

@@ -20,19 +20,31 @@ const receiveBuffer = 8 << 20
 // 1/100 s.
 const flushAfter = 10
 
+// listenAgain is how long it takes until Run tries again to listen, after it could not.
+const listenAgain = 30 * time.Second
+
 // Listen has the kernel show what the table logs, in the network namespace of the
-// calling thread, until ctx ends. An error says that it can't: then the table's Log
-// rules would show nothing to anybody.
-func (f *Flows) Listen(ctx context.Context) error {
+// calling thread, until ctx ends. If it can't, Err says why, and Run tries again.
+func (f *Flows) Listen(ctx context.Context) {
+	err := f.listen(ctx)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listening, f.err, f.tried = err == nil, err, time.Now()
+}
+
+// Err says why nothing is shown, or nil.
+func (f *Flows) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+func (f *Flows) listen(ctx context.Context) error {
 	n, err := nflog.Open(&nflog.Config{Group: ruleset.LogGroup, Copymode: nflog.CopyPacket, Bufsize: ruleset.LogSnaplen, QThresh: ruleset.LogThreshold, Timeout: flushAfter})
 	if err != nil {
 		return fmt.Errorf("open netlink socket for NFLOG: %w", err)
 	}
-	// With the capability the limit net.core.rmem_max does not count.
-	if err := setReceiveBuffer(n, receiveBuffer); err != nil {
-		n.Close()
-		return fmt.Errorf("NFLOG: set the receive buffer: %w", err)
-	}
+	setReceiveBuffer(n, receiveBuffer) // with less it works too
 	interfaces, err := newInterfaceNames()
 	if err != nil {
 		n.Close()
@@ -47,16 +59,14 @@ func (f *Flows) Listen(ctx context.Context) error {
 		}
 		return 0
 	}, func(err error) int {
-		if ctx.Err() != nil {
-			return 1
-		}
 		if errors.Is(err, unix.ENOBUFS) { // shown too fast: what is missing is in the counters
 			return 0
 		}
-		f.cfg.Log.Warn("denied packets are not shown any more; opening the socket anew", "error", err)
 		n.Con.Close()
 		unix.Close(interfaces.socket)
-		f.died <- struct{}{}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.listening, f.err = false, fmt.Errorf("the NFLOG socket failed: %w", err)
 		return 1
 	})
 	if err != nil {
@@ -68,7 +78,7 @@ func (f *Flows) Listen(ctx context.Context) error {
 	return nil
 }
 
-// Run ends windows until ctx ends.
+// Run ends windows until ctx ends, and listens again where that failed.
 func (f *Flows) Run(ctx context.Context) {
 	if base, err := f.cfg.Counters(); err == nil {
 		f.mu.Lock()
@@ -81,26 +91,26 @@ func (f *Flows) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-f.died:
-			if err := f.Listen(ctx); err != nil {
-				f.cfg.Log.Error("denied packets can't be shown", "error", err)
-			}
 		case <-t.C:
 			f.tick(time.Now())
+		}
+		f.mu.Lock()
+		again := !f.listening && !f.tried.IsZero() && time.Since(f.tried) >= listenAgain
+		f.mu.Unlock()
+		if again {
+			f.Listen(ctx)
 		}
 	}
 }
 
-func setReceiveBuffer(n *nflog.Nflog, bytes int) error {
-	raw, err := n.Con.SyscallConn()
-	if err != nil {
-		return err
+// setReceiveBuffer makes it as large; with CAP_NET_ADMIN net.core.rmem_max does not
+// count.
+func setReceiveBuffer(n *nflog.Nflog, bytes int) {
+	if raw, err := n.Con.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes)
+		})
 	}
-	var set error
-	err = raw.Control(func(fd uintptr) {
-		set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes)
-	})
-	return errors.Join(err, set)
 }
 
 // interfaceNames finds the names of interfaces by their numbers, as the kernel knows

@@ -1,6 +1,7 @@
 package denied
 
 import (
+	"fmt"
 	"net/netip"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -14,8 +15,8 @@ type Subject struct {
 	Counter   string // its name
 	Pod       *inventory.Pod
 	Direction inventory.Direction
-	Policies  []inventory.Key // that isolate the pod
-	Audited   bool            // they only would
+	Policies  []string // that isolate the pod, the first of them; see maxPolicies
+	Audited   bool     // they only would
 }
 
 // Names says who is who in one table.
@@ -25,6 +26,20 @@ type Names struct {
 	gateway  map[netip.Addr]bool
 }
 
+// maxPolicies is how many policies are named of a pod and direction.
+const maxPolicies = 10
+
+// names gives the first of them, and how many there are more.
+func names(policies []inventory.Key) (list []string) {
+	for i, k := range policies {
+		if i == maxPolicies {
+			return append(list, fmt.Sprintf("and %d more", len(policies)-i))
+		}
+		list = append(list, k.String())
+	}
+	return list
+}
+
 // NewNames makes them of what the table was made from.
 func NewNames(isolations []policy.Isolation, s *inventory.Snapshot) *Names {
 	n := &Names{Subjects: map[string]*Subject{}, pods: map[netip.Addr]string{}, gateway: map[netip.Addr]bool{}}
@@ -32,7 +47,7 @@ func NewNames(isolations []policy.Isolation, s *inventory.Snapshot) *Names {
 		for _, d := range inventory.Directions {
 			if side := iso.Sides[d]; side != nil {
 				counter := ruleset.CounterName(d, iso.Pod.Key, side.Audit)
-				n.Subjects[ruleset.LogPrefix(counter)] = &Subject{counter, iso.Pod, d, side.Policies, side.Audit}
+				n.Subjects[ruleset.LogPrefix(counter, side.ID)] = &Subject{counter, iso.Pod, d, names(side.Policies), side.Audit}
 			}
 		}
 	}

@@ -12,6 +12,7 @@ type packet struct {
 	from, to         netip.Addr
 	protocol         inventory.Protocol
 	fromPort, toPort uint16 // of protocols that have ports, and of first fragments
+	stray            bool   // it begins no TCP connection
 }
 
 // parse reads the headers of an IPv4 or IPv6 packet (RFC 791, 8200); false if it is
@@ -93,6 +94,8 @@ func (p *packet) ports(b []byte) {
 	if p.protocol.HasPorts() && len(b) >= 4 {
 		p.fromPort, p.toPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
 	}
+	const flags, syn, ack = 13, 2, 16 // RFC 9293
+	p.stray = p.protocol == inventory.TCP && len(b) > flags && b[flags]&(syn|ack) != syn
 }
 
 // turned is the packet as one of the other direction.

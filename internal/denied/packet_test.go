@@ -38,10 +38,10 @@ func ip4(protocol byte, fragment uint16, options int, payload []byte) []byte {
 func TestParse(t *testing.T) {
 	ports := []byte{0x12, 0x34, 0, 80}
 	v4 := func(p inventory.Protocol, from, to uint16) packet {
-		return packet{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), p, from, to}
+		return packet{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), p, from, to, false}
 	}
 	v6 := func(p inventory.Protocol, from, to uint16) packet {
-		return packet{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2"), p, from, to}
+		return packet{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2"), p, from, to, false}
 	}
 	// The first byte is what the header is called, in place of the next header.
 	hop, route, auth := []byte{0, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 16), make([]byte, 12)

@@ -28,7 +28,7 @@ type applied struct {
 // announce writes to the audit log what has come into force: policies first, then
 // the generation that made it so.
 func (e *Enforcer) announce() {
-	if e.applyErr != nil || e.holds || e.flushed != nil {
+	if !e.inForce() {
 		return
 	}
 	before := e.announced
@@ -49,6 +49,9 @@ func (e *Enforcer) announce() {
 	audit.GenerationApplied.Log(e.log, fmt.Sprintf("generation %d is in force: %s; %d transactions in %s", e.generation, what, a.transactions, a.took.Round(time.Microsecond)),
 		slog.Uint64(audit.KeyGeneration, e.generation), slog.String(audit.KeyChanges, what), slog.Int64(audit.KeyDuration, a.took.Microseconds()))
 }
+
+// inForce says that the kernel has what follows from what is known.
+func (e *Enforcer) inForce() bool { return e.applyErr == nil && !e.holds && e.flushed == nil }
 
 // named joins changes, the first few by name.
 func named(changes []string) string {
@@ -88,10 +91,7 @@ func (e *Enforcer) logPolicy(event *audit.Event, what string, p *inventory.Polic
 // takeInventory writes all policies in force to the log; all but the first line is
 // written beside the loop.
 func (e *Enforcer) takeInventory() {
-	if e.cfg.Restoring {
-		return
-	}
 	e.inventoried = time.Now()
 	policies, now := e.announced.Policies, time.Now()
-	audit.Inventory(context.Background(), e.log, &e.cfg.Options, policies, now)
+	e.inventory = audit.Inventory(context.Background(), e.log, &e.cfg.Options, policies, now)
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/conntrack"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -30,21 +32,22 @@ func (e *Enforcer) update() {
 	e.merger.Wait = e.holding()
 	merged := e.merger.Merge(list, e.own, e.nextHops, &e.cfg.Options)
 	e.snapshot, e.problems, e.notes = merged.Snapshot, merged.Problems, merged.Notes
-	e.waiting = e.waitingSince(merged.Waiting)
+	e.waiting, e.waitingPods = e.waitingSince(merged.Waiting), merged.Waiting
 	e.lookAtPods()
 	e.wire()
 	if e.look {
 		e.filterBridges()
 	}
 	e.isolations = e.resolver.Update(e.snapshot)
+	e.nameTable()
 	if e.flushed == nil {
 		e.applyErr = e.apply()
 		e.applyBridgeTable()
 	}
-	e.announce()
 	e.measure()
-	e.save()
 	e.publish()
+	e.announce()
+	e.save()
 }
 
 // attempts is how often apply begins anew at once when the kernel's answer was
@@ -62,11 +65,32 @@ func (e *Enforcer) apply() error {
 		}
 		errs = append(errs, err)
 		e.closeKernel() // the socket may be in any state: read everything anew
+		if e.showing.Log && refused(err) {
+			// The kernel may lack what it needs to show packets (nft_log, nft_limit,
+			// nfnetlink_log): enforcement comes first.
+			e.show(false)
+			if e.applyOnce() == nil {
+				e.logErr = fmt.Errorf("the kernel refuses the rules that show them: %w: it needs nft_log, nft_limit and nfnetlink_log (edgepolicyd doctor)", err)
+				return nil
+			}
+			e.show(true)
+			e.closeKernel()
+		}
 	}
-	if last := errs[len(errs)-1]; last.Error() != errs[0].Error() {
-		return errors.Join(errs[0], last)
-	}
-	return errs[0]
+	return errs[0] // what comes of its socket's state afterwards says less
+}
+
+// show has the table compiled with or without the rules that show packets.
+func (e *Enforcer) show(log bool) {
+	e.showing = e.cfg.Options
+	e.showing.Log = log
+	e.compiler = ruleset.NewCompiler(e.cfg.Table, &e.showing)
+	e.compiler.Interfaces = e.wiring.out
+}
+
+// refused says that the kernel does not know what it was sent.
+func refused(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 }
 
 func (e *Enforcer) applyOnce() error {

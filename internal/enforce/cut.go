@@ -19,16 +19,18 @@ type restriction struct {
 
 // cutEvery is how often connections are looked through at most: a gateway may have
 // tens of thousands of them.
-const cutEvery = 2 * time.Second
+const (
+	cutEvery = 2 * time.Second
+	cutShare = 20 // the processor's share of it, at most: 1 in so many
+)
 
 // countCut tells how many established connections each restriction has cut, until the
-// channel is closed: the flows that carry a stamp, so that their packets passed, and
-// that the new table denies where the old one did not. Those that come while it waits
-// count as one.
+// channel is closed: the established flows that the new table denies where the old one
+// did not. Those that come while it waits count as one.
 func (e *Enforcer) countCut(restrictions <-chan restriction) {
 	for r := range restrictions {
-		wait := time.After(cutEvery)
-		n, err := r.cut(e.cfg.Options.MarkMask)
+		begin := time.Now()
+		n, err := r.cut()
 		switch {
 		case err != nil:
 			e.log.Debug("the connections that were cut can't be counted", "error", err)
@@ -36,14 +38,14 @@ func (e *Enforcer) countCut(restrictions <-chan restriction) {
 			audit.ConnectionsCut.Log(e.log, fmt.Sprintf("%d established connections are allowed no more since generation %d, and are cut", n, r.generation),
 				slog.Int(audit.KeyCount, n), slog.Uint64(audit.KeyGeneration, r.generation))
 		}
-		<-wait
+		time.Sleep(max(cutEvery, cutShare*time.Since(begin)))
 	}
 }
 
 // cut counts the flows that a restriction ends.
-func (r *restriction) cut(mask uint32) (n int, err error) {
+func (r *restriction) cut() (n int, err error) {
 	err = conntrack.Flows(func(f conntrack.Flow) error {
-		if f.Mark&mask == 0 || !f.Established() {
+		if !f.Established() {
 			return nil
 		}
 		from, to := f.From(), f.To()

@@ -9,19 +9,13 @@ package enforce
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/denied"
 	"edgepolicy.io/edgepolicyd/internal/gateway"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
@@ -67,6 +61,7 @@ type Enforcer struct {
 	denied    *denied.Flows
 	commits   commits // of other programs
 	drift     drift
+	tables    atomic.Pointer[[]func() *denied.Names] // the newest first
 	latencies latencies
 	repairs   atomic.Uint64 // of the table, after another program changed it
 
@@ -76,6 +71,7 @@ type Enforcer struct {
 	merger   source.Merger
 	resolver *policy.Resolver
 	compiler *ruleset.Compiler
+	showing  inventory.Options // what the compiler goes by
 
 	kernel *nft.Conn      // nil: to be opened
 	actual *ruleset.Table // what the kernel holds; meaningless without kernel
@@ -119,10 +115,14 @@ type Enforcer struct {
 	applyErr      error
 	holds         bool                   // a table that was found is left as it is, see tableIsAllThatIsKnown
 	gatewayErr    error                  // the gateway's addresses or next hops can't be read
-	listenErr     error                  // denied packets can't be shown
+	logErr        error                  // the kernel has no rules that show denied packets
+	deniedErr     error                  // it does not show them to us
+	lost          uint64                 // messages of the log
 	announced     *inventory.Snapshot    // what the audit log says is in force; nil before the first
 	applied       *applied               // and not announced yet
 	inventoried   time.Time              // when the last inventory was made
+	inventory     <-chan struct{}        // closed when all of it is logged
+	waitingPods   []*inventory.Pod       // for their labels, held
 	degradedSince time.Time              // zero: healthy
 	linksErr      error                  // the pods' routes, or other programs' flow tables, can't be read
 	stateErr      atomic.Pointer[string] // of the last save, empty if it went well
@@ -163,14 +163,14 @@ func New(cfg Config) *Enforcer {
 		heldTold:     map[netip.Addr]bool{},
 	}
 	e.resolver = policy.NewResolver(&e.cfg.Options)
-	e.compiler = ruleset.NewCompiler(cfg.Table, &e.cfg.Options)
+	e.show(cfg.Options.Log)
+	e.nameTable()
 	e.denied = denied.New(denied.Config{
 		Log: cfg.Log, Window: cfg.DeniedWindow,
-		Names:    func() *denied.Names { return e.published.Load().names() },
+		Names:    e.names,
 		Counters: func() (map[string]ruleset.Counts, error) { return counters(cfg.Table) },
 	})
 	e.published.Store(&published{
-		names:    sync.OnceValue(func() *denied.Names { return denied.NewNames(nil, &inventory.Snapshot{}) }),
 		status:   status.Status{Version: status.Version, Health: status.Failed, Reasons: []string{"starting: nothing was applied yet"}, Table: cfg.Table, Started: e.started, DaemonVersion: cfg.Version},
 		snapshot: e.snapshot,
 	})
@@ -203,7 +203,10 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 	go e.watchGateway(ctx, facts)
 	foreign := make(chan nft.Commit, maxCommits)
 	go e.watchCommits(ctx, foreign)
-	e.listen(ctx)
+	if e.cfg.Options.Log {
+		e.denied.Listen(ctx)
+		e.deniedErr = e.denied.Err()
+	}
 	go e.denied.Run(ctx)
 	go e.countCut(e.restrictions)
 	defer close(e.restrictions)
@@ -261,7 +264,8 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 		case <-check.C:
 			e.check()
 			e.lookAtHeld()
-			if e.announced != nil && time.Since(e.inventoried) >= inventoryEvery {
+			e.lookAtLog()
+			if e.inForce() && e.announced != nil && time.Since(e.inventoried) >= inventoryEvery {
 				e.takeInventory()
 			}
 			if len(e.waits)+len(e.outside) > 0 {
@@ -279,14 +283,17 @@ func (e *Enforcer) Run(ctx context.Context, ready func()) error {
 func (e *Enforcer) Restore(ctx context.Context) error {
 	defer e.closeKernel()
 	defer e.closeBridge()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	e.listen(ctx) // what the rules need for it must be there
 	if err := e.known(ctx); err != nil {
 		return err
 	}
 	e.readGateway()
-	e.update()
+	if e.update(); e.inventory != nil {
+		select {
+		case <-e.inventory:
+		case <-ctx.Done():
+		case <-time.After(time.Second): // a slow log must not keep the boot waiting
+		}
+	}
 	return e.applyErr
 }
 
@@ -362,115 +369,6 @@ func (e *Enforcer) take(r source.Report) bool {
 	}
 	e.reports[r.Source] = r
 	return true
-}
-
-// ask has the loop do something and waits for it.
-func (e *Enforcer) ask(ctx context.Context, do func() ([]string, error)) ([]string, error) {
-	q := request{do: do, done: make(chan answer, 1)}
-	select {
-	case e.requests <- q:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	select {
-	case a := <-q.done:
-		return a.changes, a.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// Alive says within a second whether the loop still turns, for the watchdog.
-func (e *Enforcer) Alive() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_, err := e.ask(ctx, func() ([]string, error) { return nil, nil })
-	return err == nil
-}
-
-// Reload reads the sources now and returns when the kernel has the result on
-// every processor. It ends a flush. The changes are those since the last reload or
-// the start: the directory is watched, and what somebody has just written there is
-// often in force before he asks. By is who asked, such as "uid 0".
-func (e *Enforcer) Reload(ctx context.Context, by string) (status.ReloadResult, error) {
-	audit.Reload.Log(e.log, "reload asked for by "+by, slog.String(audit.KeyUID, strings.TrimPrefix(by, "uid ")))
-	_, err := e.ask(ctx, func() ([]string, error) { // whatever becomes of the rest, enforcement goes on
-		if e.flushed != nil {
-			e.flushed = nil
-			e.update()
-		}
-		return nil, nil
-	})
-	if err != nil {
-		return status.ReloadResult{}, err
-	}
-	fresh := make([]source.Report, len(e.cfg.Sources))
-	errs := make([]error, len(fresh))
-	var all sync.WaitGroup
-	for i, s := range e.cfg.Sources {
-		all.Go(func() {
-			if fresh[i], errs[i] = s.Refresh(ctx); errs[i] != nil {
-				errs[i] = fmt.Errorf("source %s: %w", s.Name(), errs[i])
-			}
-		})
-	}
-	if all.Wait(); errors.Join(errs...) != nil {
-		return status.ReloadResult{}, errors.Join(errs...)
-	}
-	changes, err := e.ask(ctx, func() ([]string, error) {
-		before := e.reloaded
-		for _, r := range fresh {
-			e.take(r)
-		}
-		e.readGateway()
-		e.update()
-		everywhere()
-		e.reloaded = e.snapshot
-		return changesBetween(before, e.snapshot), e.applyErr
-	})
-	if err != nil {
-		return status.ReloadResult{}, err
-	}
-	s := e.Status()
-	return status.ReloadResult{
-		Generation: s.Generation, Changed: len(changes) > 0, Changes: changes,
-		Health: s.Health, Reasons: s.Reasons,
-	}, nil
-}
-
-// everywhere returns when no processor evaluates rules from before any more
-// (membarrier(2), MEMBARRIER_CMD_GLOBAL: a grace period of RCU). A kernel without
-// it has nothing to wait with.
-func everywhere() {
-	const commandGlobal = 1
-	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, commandGlobal, 0, 0)
-}
-
-// Flush takes the table away and stops enforcing until a reload or restart.
-func (e *Enforcer) Flush(ctx context.Context, uid uint32) error {
-	_, err := e.ask(ctx, func() ([]string, error) {
-		if err := e.openKernel(); err != nil {
-			return nil, err
-		}
-		_, err := e.kernel.Delete()
-		e.closeBridge()
-		err = errors.Join(err, nft.DeleteBridge(e.cfg.Table))
-		e.closeKernel()
-		if err != nil {
-			e.applyErr = err // the retry takes the table over again
-			e.updates++
-			return nil, err
-		}
-		if e.flushed != nil {
-			return nil, nil
-		}
-		e.flushed = &flushed{uid: uid, at: time.Now()}
-		e.generation++
-		audit.Flush.Log(e.log, fmt.Sprintf("flushed by uid %d: table %s was taken away and nothing is enforced until a reload or restart", uid, e.cfg.Table), slog.Uint64(audit.KeyUID, uint64(uid)))
-		e.publish()
-		return nil, nil
-	})
-	return err
 }
 
 func (e *Enforcer) openKernel() error {

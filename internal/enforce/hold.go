@@ -61,7 +61,13 @@ func (e *Enforcer) lookAtHeld() {
 				slog.String(audit.KeyAddress, s.Address.String()), slog.String(audit.KeyReason, "no source has told of a pod with this address"))
 		}
 	}
-	maps.DeleteFunc(e.heldTold, func(a netip.Addr, _ bool) bool { _, still := now[a]; return !still })
+	maps.DeleteFunc(e.heldTold, func(a netip.Addr, _ bool) bool {
+		_, still := now[a]
+		if !still {
+			audit.Recovered.Log(e.log, fmt.Sprintf("no longer: %s is held: it is a known pod's, or tries no more", a), slog.String(audit.KeyAddress, a.String()))
+		}
+		return !still
+	})
 	if e.held = now; changed {
 		e.publish()
 	}

@@ -15,8 +15,8 @@ import (
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
-// maxSeries is how many pods and directions have a series of their own; the rest is
-// one, so that a scraper's memory is bounded too.
+// maxSeries is how many pods and directions have a series, so that a scraper's memory is
+// bounded too. A kubelet runs 110 pods.
 const maxSeries = 512
 
 // latencies counts how long changes took, by upper bounds in seconds.
@@ -81,7 +81,7 @@ func (e *Enforcer) Metrics(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s, p := e.Status(), e.published.Load()
+	s := e.Status()
 	x := &exposition{}
 	x.family("info", "gauge", "The daemon's version.")
 	x.series("info", 1, "version", s.DaemonVersion)
@@ -90,7 +90,7 @@ func (e *Enforcer) Metrics(w io.Writer) error {
 		x.series("health", bit(s.Health == state), "state", state)
 	}
 	x.single("generation", "gauge", "Changes that reached the kernel since the daemon started.", s.Generation)
-	x.single("policies", "gauge", "Policies in force.", len(s.Policies))
+	x.single("policies", "gauge", "Policies that are known and valid.", len(s.Policies))
 	x.single("pods", "gauge", "Pods of this gateway that policies can apply to.", s.Pods)
 	x.single("isolated_pods", "gauge", "Pods that policies isolate in at least one direction.", s.IsolatedPods)
 	x.single("unenforceable_pods", "gauge", "Pods whose traffic does not pass the table.", len(s.Unenforceable))
@@ -100,7 +100,7 @@ func (e *Enforcer) Metrics(w io.Writer) error {
 	x.single("pod_latency_seconds", "gauge", "From the newest pod's CNI result to the kernel.", time.Duration(s.Hold.Latency.Last).Seconds())
 	x.latencies(&e.latencies)
 	x.sources(s.Sources)
-	x.denied(p.names(), all)
+	x.denied(e.names()[0](), all)
 	_, err = io.WriteString(w, x.String())
 	return err
 }
@@ -147,20 +147,12 @@ func (x *exposition) denied(names *denied.Names, all map[string]ruleset.Counts) 
 		for _, unit := range []string{"packets", "bytes"} {
 			name := f.name + "_" + unit + "_total"
 			x.family(name, "counter", strings.ToUpper(unit[:1])+unit[1:]+" "+f.help+".")
-			rest := uint64(0)
-			for i, s := range mine {
+			for _, s := range mine[:min(len(mine), maxSeries)] {
 				value := all[s.Counter].Packets
 				if unit == "bytes" {
 					value = all[s.Counter].Bytes
 				}
-				if i < maxSeries {
-					x.series(name, value, "namespace", s.Pod.Key.Namespace, "pod", s.Pod.Key.Name, "direction", s.Direction.String())
-				} else {
-					rest += value
-				}
-			}
-			if len(mine) > maxSeries {
-				x.series(name, rest, "namespace", "", "pod", "", "direction", "")
+				x.series(name, value, "namespace", s.Pod.Key.Namespace, "pod", s.Pod.Key.Name, "direction", s.Direction.String())
 			}
 		}
 	}

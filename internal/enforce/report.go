@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"edgepolicy.io/edgepolicyd/internal/denied"
 	"edgepolicy.io/edgepolicyd/internal/explain"
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/manifest"
@@ -25,8 +23,8 @@ type published struct {
 	table    *ruleset.Table // what the kernel holds, nil if that is nothing
 	// interfaces are those that the table is about.
 	interfaces ruleset.Interfaces
-	holds      bool                 // and that is not what the snapshot gives
-	names      func() *denied.Names // who is who in the table
+	holds      bool             // and that is not what the snapshot gives
+	waiting    []*inventory.Pod // for their labels, held
 }
 
 // version is the content of a policy and when it came into force.
@@ -76,11 +74,7 @@ func (e *Enforcer) publish() {
 	failed, degraded := e.reasons(&s)
 	s.Health, s.Reasons = health(failed, degraded)
 	e.tell(append(failed, degraded...), e.news(&s))
-	isolations, snapshot := e.isolations, e.snapshot
-	e.published.Store(&published{
-		status: s, snapshot: snapshot, table: e.actual, interfaces: e.compiler.Interfaces, holds: e.holds,
-		names: sync.OnceValue(func() *denied.Names { return denied.NewNames(isolations, snapshot) }),
-	})
+	e.published.Store(&published{status: s, snapshot: e.snapshot, table: e.actual, interfaces: e.compiler.Interfaces, holds: e.holds, waiting: e.waitingPods})
 }
 
 func (e *Enforcer) publishPolicies(s *status.Status, selected map[inventory.Key]int) {

@@ -3,53 +3,72 @@ package enforce
 import (
 	"fmt"
 	"log/slog"
+	"regexp"
 	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/audit"
+	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
 // reason is why something is not as it should be, or worth knowing: it is told once,
-// and once more when it is over.
+// again when its text changes, and once more when it is over.
 type reason struct {
 	text   string
+	about  string       // tells it from others of its event; without, the text does
 	event  *audit.Event // that tells of it; nil: an information
 	over   *audit.Event // that tells of its end; nil: an information
 	attrs  []slog.Attr
 	silent bool // an event of its own has told it already
 }
 
-func because(text string, event, over *audit.Event, attrs ...slog.Attr) reason {
-	return reason{text: text, event: event, over: over, attrs: attrs}
+// because makes a reason. What comes from files can't write to a terminal by it.
+func because(text, about string, event, over *audit.Event, attrs ...slog.Attr) reason {
+	return reason{text: inventory.Printable(text), about: about, event: event, over: over, attrs: attrs}
 }
 
 func degradedBy(text string) reason {
-	return because(text, audit.Degraded, nil, slog.String(audit.KeyReason, text))
+	return because(text, "", audit.Degraded, audit.Recovered, slog.String(audit.KeyReason, text))
 }
 
-// tell logs what is new since the last time, each thing once, and that it ended.
+// id tells what a reason is about, whatever its words.
+func (r *reason) id() string {
+	if r.about == "" {
+		return r.text
+	}
+	return r.event.Name + " " + r.about
+}
+
+// tell logs what has ended since the last time, and what is new or is put in other
+// words.
 func (e *Enforcer) tell(health, news []reason) {
 	now := map[string]reason{}
+	var fresh []reason
 	for _, r := range append(health, news...) {
-		now[r.text] = r
-		if _, old := e.told[r.text]; old || r.silent {
-			continue
+		id := r.id()
+		for n := 2; now[id].text != ""; n++ { // two documents of one name in one file
+			id = fmt.Sprintf("%s %d", r.id(), n)
 		}
+		now[id] = r
+		if old, known := e.told[id]; !r.silent && (!known || old.text != r.text) {
+			fresh = append(fresh, r)
+		}
+	}
+	for id, r := range e.told {
+		switch _, still := now[id]; {
+		case still:
+		case r.over == nil:
+			e.log.Info("no longer: " + r.text)
+		default:
+			r.over.Log(e.log, "no longer: "+r.text, r.attrs...)
+		}
+	}
+	for _, r := range fresh {
 		if r.event == nil {
 			e.log.Info(r.text)
 			continue
 		}
 		r.event.Log(e.log, r.text, r.attrs...)
-	}
-	for text, r := range e.told {
-		if _, still := now[text]; still {
-			continue
-		}
-		if r.over == nil {
-			e.log.Info("no longer: " + text)
-			continue
-		}
-		r.over.Log(e.log, "no longer: "+text, r.attrs...)
 	}
 	if e.told = now; len(health) == 0 && !e.degradedSince.IsZero() {
 		audit.Healthy.Log(e.log, "healthy again: everything that is known is enforced as written", slog.String(audit.KeySince, e.degradedSince.Format(time.RFC3339)))
@@ -82,7 +101,7 @@ func (e *Enforcer) reasons(s *status.Status) (failed, degraded []reason) {
 			text: fmt.Sprintf("flushed by uid %d at %s: nothing is enforced until a reload or restart", e.flushed.uid, e.flushed.at.Format(time.RFC3339))})
 	case e.applyErr != nil:
 		text := "the kernel does not have what it should: " + e.applyErr.Error()
-		failed = append(failed, because(text, audit.ApplyFailed, nil, slog.String(audit.KeyReason, e.applyErr.Error()), slog.Uint64(audit.KeyGeneration, e.generation)))
+		failed = append(failed, because(text, "apply", audit.ApplyFailed, audit.Recovered, slog.String(audit.KeyReason, e.applyErr.Error()), slog.Uint64(audit.KeyGeneration, e.generation)))
 	}
 	add := func(texts ...string) {
 		for _, t := range texts {
@@ -98,12 +117,12 @@ func (e *Enforcer) reasons(s *status.Status) (failed, degraded []reason) {
 	}
 	add(e.refusedRanges...)
 	for _, w := range e.waiting {
-		degraded = append(degraded, because(w.text, audit.PodHeld, nil, slog.String(audit.KeyPod, w.pod), slog.String(audit.KeyReason, "no source has told its labels")))
+		degraded = append(degraded, because(w.text, w.pod, audit.PodHeld, audit.Recovered, slog.String(audit.KeyPod, w.pod), slog.String(audit.KeyReason, "no source has told its labels")))
 	}
 	for _, src := range s.Sources {
 		if src.Error != "" {
 			degraded = append(degraded, because(fmt.Sprintf("source %s: %s (what was known last stays in force)", src.Name, src.Error),
-				audit.SourceLost, audit.SourceFound, slog.String(audit.KeySource, src.Name), slog.String(audit.KeyReason, src.Error)))
+				src.Name, audit.SourceLost, audit.SourceFound, slog.String(audit.KeySource, src.Name), slog.String(audit.KeyReason, src.Error)))
 		}
 	}
 	for _, r := range s.Rejected {
@@ -111,7 +130,7 @@ func (e *Enforcer) reasons(s *status.Status) (failed, degraded []reason) {
 	}
 	for _, u := range s.Unenforceable {
 		degraded = append(degraded, because(fmt.Sprintf("pod %s is not enforced: %s", u.Pod, u.Reason),
-			audit.PodUnenforceable, audit.PodEnforceable, slog.String(audit.KeyPod, u.Pod), slog.String(audit.KeyReason, u.Reason)))
+			u.Pod, audit.PodUnenforceable, audit.PodEnforceable, slog.String(audit.KeyPod, u.Pod), slog.String(audit.KeyReason, u.Reason)))
 	}
 	if e.linksErr != nil {
 		add("where the pods are can't be read, so bridges and pods that are not enforceable may go unnoticed: " + e.linksErr.Error())
@@ -122,8 +141,10 @@ func (e *Enforcer) reasons(s *status.Status) (failed, degraded []reason) {
 	if e.gatewayErr != nil {
 		add("the gateway's own addresses can't be read: " + e.gatewayErr.Error())
 	}
-	if e.listenErr != nil {
-		add("denied packets are counted, but can't be told one by one: " + e.listenErr.Error())
+	for _, err := range []error{e.logErr, e.deniedErr} {
+		if err != nil {
+			add("denied packets are counted, but can't be told one by one: " + err.Error())
+		}
 	}
 	return failed, degraded
 }
@@ -140,9 +161,14 @@ func rejected(r status.Rejected) reason {
 		text += " (its last valid version stays in force)"
 		kept = "previous"
 	}
-	return because("rejected: "+text, audit.DocumentRejected, audit.RejectionEnded, slog.String(audit.KeyObject, r.Object),
+	return because("rejected: "+text, r.Object+" "+withoutLine(r.File), audit.DocumentRejected, audit.RejectionEnded, slog.String(audit.KeyObject, r.Object),
 		slog.String(audit.KeyFile, r.File), slog.String(audit.KeyReason, r.Reason), slog.String(audit.KeyKept, kept))
 }
+
+var lineAndColumn = regexp.MustCompile(`(:\d+)+$`)
+
+// withoutLine is a place that stays the same when something above it is written.
+func withoutLine(place string) string { return lineAndColumn.ReplaceAllString(place, "") }
 
 // news gives what is worth knowing, and does not make the health worse.
 func (e *Enforcer) news(s *status.Status) (list []reason) {
@@ -150,14 +176,14 @@ func (e *Enforcer) news(s *status.Status) (list []reason) {
 		if !src.OfflineSince.IsZero() {
 			since := src.OfflineSince.Format(time.RFC3339)
 			list = append(list, because(fmt.Sprintf("source %s: offline since %s; what was known last stays in force", src.Name, since),
-				audit.Offline, audit.Online, slog.String(audit.KeySource, src.Name), slog.String(audit.KeySince, since)))
+				src.Name, audit.Offline, audit.Online, slog.String(audit.KeySource, src.Name), slog.String(audit.KeySince, since)))
 		}
 		for _, w := range src.Warnings {
 			list = append(list, reason{text: "warning: " + w})
 		}
 	}
 	for _, n := range e.notes {
-		list = append(list, reason{text: n})
+		list = append(list, reason{text: inventory.Printable(n)})
 	}
 	return list
 }

@@ -2,24 +2,11 @@ package enforce
 
 import (
 	"context"
-	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"edgepolicy.io/edgepolicyd/internal/gateway"
 	"edgepolicy.io/edgepolicyd/internal/nft"
 )
-
-// listen has denied packets shown. Without what that needs in the kernel, the table's
-// rules can't be loaded either; if only somebody else listens already, they can.
-func (e *Enforcer) listen(ctx context.Context) {
-	if !e.cfg.Options.Log {
-		return
-	}
-	e.listenErr = e.denied.Listen(ctx)
-	e.cfg.Options.Log = e.listenErr == nil || strings.Contains(e.listenErr.Error(), unix.EBUSY.Error())
-}
 
 // watchCommits hands on who changes nftables.
 func (e *Enforcer) watchCommits(ctx context.Context, changed chan<- nft.Commit) {

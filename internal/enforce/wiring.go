@@ -17,7 +17,7 @@ import (
 // network is what the CNI source says of the pods' network.
 func (e *Enforcer) network() source.Network {
 	for _, r := range e.reports {
-		if r.Network.Present || len(r.Network.Ranges) > 0 {
+		if r.Network.Present || len(r.Network.Ranges)+len(r.Network.Bridges) > 0 {
 			return r.Network
 		}
 	}

@@ -12,8 +12,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -255,6 +257,16 @@ func (p *Policy) Selects(pod *Pod) bool {
 	return pod.Key.Namespace == p.Key.Namespace && !pod.Remote &&
 		(p.Origin.Pod == "" || p.Origin.Pod == pod.Key.String()) &&
 		(p.Selector == nil || p.Selector.Matches(pod.Labels))
+}
+
+// Printable is a text with control characters and the like escaped: names come from
+// files and the network, and must not write to a terminal.
+func Printable(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) || r == utf8.RuneError }) < 0 {
+		return s
+	}
+	q := strconv.Quote(s)
+	return strings.ReplaceAll(strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`), `\\`, `\`)
 }
 
 // Objects is what one source knows. The order is that of S10: of two objects

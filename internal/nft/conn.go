@@ -199,6 +199,13 @@ func (c *Conn) apply(t ruleset.Transaction) error {
 			c.conn.DelChain(c.chain(op.Chain))
 		}
 	}
+	for _, op := range t { // by these the table is known to be ours, however far this comes
+		if op.Kind == ruleset.AddSet && op.Set.Identifies() {
+			if err := c.queue(op); err != nil {
+				return err
+			}
+		}
+	}
 	for _, op := range t { // and make all that come before one gets its rules
 		if op.Kind == ruleset.AddChain {
 			c.conn.AddChain(c.chain(op.Chain))
@@ -210,6 +217,9 @@ func (c *Conn) apply(t ruleset.Transaction) error {
 			if err := c.conn.Flush(); err != nil {
 				return err
 			}
+		}
+		if op.Kind == ruleset.AddSet && op.Set.Identifies() {
+			continue // done above
 		}
 		if err := c.queue(op); err != nil {
 			return err

@@ -176,13 +176,15 @@ func CounterName(d inventory.Direction, pod inventory.Key, audited bool) string 
 const maxPrefix = 127
 
 // LogPrefix is what packets are shown with that a counter counts: its name, cut and
-// made unique where it is too long.
-func LogPrefix(counter string) string {
-	if len(counter) <= maxPrefix {
-		return counter
+// made unique where it is too long, and the ID of the Side: who reads of a packet a
+// moment later must name the policies that denied it, not those of that moment.
+func LogPrefix(counter, side string) string {
+	side = " " + side
+	if len(counter)+len(side) > maxPrefix {
+		sum := sha256.Sum256([]byte(counter))
+		counter = counter[:maxPrefix-17-len(side)] + "-" + hex.EncodeToString(sum[:8])
 	}
-	sum := sha256.Sum256([]byte(counter))
-	return counter[:maxPrefix-17] + "-" + hex.EncodeToString(sum[:8])
+	return counter + side
 }
 
 // chainName names a pod's chain or counter: "in-namespace/name", cut and made
@@ -250,7 +252,7 @@ func (c *Compiler) denyChain(name, counter string, side *policy.Side) *Chain {
 		ch.Rules = append(ch.Rules, rule(SetMark{c.opts.MarkMask, 0}))
 	}
 	if c.opts.Log {
-		ch.Rules = append(ch.Rules, rule(Valid, Limit{c.opts.LogRate}, Log{LogPrefix(counter)}))
+		ch.Rules = append(ch.Rules, rule(Valid, Limit{c.opts.LogRate}, Log{LogPrefix(counter, side.ID)}))
 	}
 	why := "not allowed by " + joinLimited(side.Policies)
 	if side.Audit {

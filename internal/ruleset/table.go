@@ -60,6 +60,13 @@ func (t *Table) Ours() bool {
 	})
 }
 
+// Identifies says whether a set is one of those that Ours looks for: they go to the
+// kernel before anything else, so that a table that was half made is known again.
+func (s *Set) Identifies() bool {
+	name := logicalName(s.Name)
+	return name == setND || name == setPorts || name == "pods_v4"
+}
+
 // Mark is the epoch in the connection mark: the bits of Mask, equal to Epoch for
 // flows that were judged under the rules now in force (S29).
 type Mark struct{ Mask, Epoch uint32 }

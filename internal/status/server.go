@@ -164,6 +164,12 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
+// uidOf gives the user who asks; authorized has made sure that one is known.
+func uidOf(r *http.Request) uint32 {
+	p, _ := r.Context().Value(peerKey{}).(peer)
+	return p.uid
+}
+
 // authorized lets root and the daemon's own user in.
 func authorized(next http.Handler, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -183,7 +189,7 @@ func routes(d Daemon) http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Status()) })
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) { reload(w, r, d) })
 	mux.HandleFunc("POST /v1/flush", func(w http.ResponseWriter, r *http.Request) {
-		if err := d.Flush(r.Context(), r.Context().Value(peerKey{}).(peer).uid); err != nil {
+		if err := d.Flush(r.Context(), uidOf(r)); err != nil {
 			fail(w, http.StatusInternalServerError, err)
 			return
 		}
@@ -236,7 +242,7 @@ func reload(w http.ResponseWriter, r *http.Request, d Daemon) {
 		fail(w, http.StatusInternalServerError, err)
 		return
 	}
-	result, err := d.Reload(ctx, fmt.Sprintf("uid %d", r.Context().Value(peerKey{}).(peer).uid))
+	result, err := d.Reload(ctx, fmt.Sprintf("uid %d", uidOf(r)))
 	switch {
 	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		fail(w, http.StatusGatewayTimeout, fmt.Errorf("not done after %s, the daemon goes on: %w", timeout, err))

@@ -160,7 +160,7 @@ type DeniedFlow struct {
 	Verdict   string    `json:"verdict"`   // "denied", or "would deny" in audit mode
 	Direction string    `json:"direction"` // "ingress" or "egress": of the pod whose policies they are
 	Pod       string    `json:"pod"`       // "namespace/name", the one whose policies they are
-	Policies  []string  `json:"policies"`  // that isolate it, "namespace/name"
+	Policies  []string  `json:"policies"`  // that isolate it, "namespace/name"; of more than ten the first, and how many more
 	From      DeniedEnd `json:"from"`
 	To        DeniedEnd `json:"to"`
 	Protocol  string    `json:"protocol"`       // "TCP", "ICMP", or a number
@@ -169,6 +169,9 @@ type DeniedFlow struct {
 	First     time.Time `json:"first"`
 	Last      time.Time `json:"last"`
 	Packets   uint64    `json:"packets"` // that were shown
+	// Stray: none of the packets begins a TCP connection; answers of a connection that
+	// conntrack has forgotten look so.
+	Stray bool `json:"stray,omitempty"`
 }
 
 // DeniedEnd is one end of a DeniedFlow.
