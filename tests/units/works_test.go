@@ -82,3 +82,28 @@ func (g gateway) bounded() {
 		g.t.Errorf("the process may gain privileges, or call everything:\n%s", status)
 	}
 }
+
+// TestLoadsBridgeFilter: where br_netfilter is missing it is loaded before the daemon
+// starts, and what it switches on for every bridge is set back, but for what the
+// operator asks for.
+func TestLoadsBridgeFilter(t *testing.T) {
+	g := newGateway(t)
+	const fake = `#!/bin/sh
+[ "$*" = "-q br_netfilter" ] && mkdir /proc/sys/net/bridge || exit 1
+for v in ip ip6 arp; do echo 1 >/proc/sys/net/bridge/bridge-nf-call-${v}tables; done
+`
+	g.Write("/usr/local/sbin/modprobe", []byte(fake), 0o755)
+	g.Write("/etc/sysctl.d/bridge.conf", []byte("net.bridge.bridge-nf-call-arptables = 1\n"), 0o644)
+	g.Exec("mount", "-t", "tmpfs", "tmpfs", "/proc/sys/net")
+	for _, want := range []string{"1\n0\n0\n", "1\n1\n1\n"} { // arptables first
+		g.Exec("systemctl", "restart", "edgepolicyd")
+		if got := g.Exec("sh", "-c", "cat /proc/sys/net/bridge/bridge-nf-call-*"); got != want {
+			t.Errorf("what br_netfilter does for every bridge is %q, want %q", got, want)
+		}
+		// What is there already is somebody else's.
+		g.Exec("sh", "-c", "for f in /proc/sys/net/bridge/*; do echo 1 >$f; done")
+	}
+	// A kernel that has none is no reason not to start.
+	g.Exec("rm", "-r", "/proc/sys/net/bridge", "/usr/local/sbin/modprobe")
+	g.Exec("systemctl", "restart", "edgepolicyd")
+}
