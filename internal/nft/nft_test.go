@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -190,5 +191,41 @@ func TestAddressChangesHands(t *testing.T) {
 		if g, w := got.Text(nil), actual.Text(nil); g != w {
 			t.Errorf("step %d: read back:\n%s\nwant:\n%s", i, g, w)
 		}
+	}
+}
+
+// A first load that the kernel refuses, or that is ended half way, leaves a table that
+// is known to be ours.
+func TestRefusedFirstLoadIsOurs(t *testing.T) {
+	inNamespace(t)
+	o := inventory.DefaultOptions()
+	want := compile(t, sample(t), o)
+	for i := range 3 * batchSize { // counters come first
+		want.Counters[fmt.Sprintf("a%03d", i)] = true
+	}
+	bad := &ruleset.Chain{Name: "zz-bad", Rules: []ruleset.Rule{{Exprs: []ruleset.Expr{ruleset.Lookup{Key: ruleset.Fields{ruleset.IPSource}, Set: "not-there"}, ruleset.Verdict{Kind: ruleset.Drop}}}}}
+	want.Chains[bad.Name] = bad
+	c := mustOpen(t)
+	if err := c.Claim(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Apply(ruleset.Diff(nil, want).Transactions); err == nil {
+		t.Fatal("the kernel took a rule that looks into a set that is not there")
+	}
+	c.Close()
+	c = mustOpen(t)
+	got, err := c.Read()
+	if err != nil || got == nil || len(got.Chains) == 0 {
+		t.Fatalf("nothing is left of the load: the test proves nothing: %v, %v", got, err)
+	}
+	if !got.Ours() {
+		t.Errorf("what is left is not known to be ours:\n%s", got.Text(nil))
+	}
+	if err := c.Claim(); err != nil {
+		t.Fatal(err)
+	}
+	delete(want.Chains, bad.Name)
+	if err := c.Apply(ruleset.Diff(got, want).Transactions); err != nil {
+		t.Errorf("the load after that: %v", err)
 	}
 }

@@ -201,3 +201,66 @@ func TestAuditDrift(t *testing.T) {
 	w.nft("delete table inet other")
 	w.see("others' tables are no drift", "client web 80 no\n")
 }
+
+// A document that stays rejected in other words, or that moves in its file, has not
+// ended to be; nor is a source found that is lost in another way.
+func TestAuditSameMatter(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	w.must(w.Start())
+	bad := policy("bad", "podSelectr: {}, policyTypes: [Ingres]")
+	for _, text := range []string{bad, strings.Replace(bad, "Ingres]", "Ingress]", 1), "# moved\n" + strings.Replace(bad, "Ingres]", "Ingress]", 1)} {
+		w.must(w.Write("bad.yaml", text))
+		w.Run("reload")
+	}
+	w.must(w.Remove("bad.yaml"))
+	w.must(w.Reload())
+	w.eventually("the end is told", func() bool { return len(w.events("rejection-ended")) > 0 })
+	var names []string
+	for _, e := range w.events("document-rejected", "rejection-ended") {
+		names = append(names, e["event"])
+	}
+	if got := strings.Join(slices.Compact(names), " "); got != "document-rejected rejection-ended" {
+		t.Errorf("told: %s", got)
+	}
+
+	w.must(os.Rename(w.Dir, w.Dir+".away"))
+	w.eventually("lost", func() bool { return len(w.events("source-lost")) == 1 })
+	w.must(os.WriteFile(w.Dir, nil, 0o644))
+	w.eventually("lost in another way", func() bool { w.Run("reload"); return len(w.events("source-lost")) == 2 })
+	if n := len(w.events("source-found")); n != 0 {
+		t.Errorf("%d times found", n)
+	}
+	w.must(os.Remove(w.Dir))
+	w.must(os.Rename(w.Dir+".away", w.Dir))
+	w.must(w.Reload())
+	w.eventually("found", func() bool { return len(w.events("source-found")) == 1 })
+}
+
+// Without a daemon, too, it is told who took the table away.
+func TestAuditFlushWithoutDaemon(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	w.must(w.Write("policies.yaml", denyWeb))
+	w.must(w.Start())
+	w.must(w.Kill())
+	_, errOut, code, err := w.Run("flush")
+	if err != nil || code != 0 || !strings.Contains(errOut, "event=flush uid=0") {
+		t.Errorf("flush: %d %v %q", code, err, errOut)
+	}
+	w.must(w.Start())
+}
+
+// What comes from a file can't write to the terminal of who asks for the status.
+func TestAuditEscapes(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.must(w.Start())
+	w.must(w.Write("bad.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: \"x\\e[31mred\\nfake: line\"}\nspec: {}\n"))
+	for _, command := range []string{"reload", "status"} {
+		out, errOut, _, err := w.Run(command)
+		w.must(err)
+		if strings.ContainsAny(out+errOut+w.Log(), "\x1b") || !strings.Contains(out, `\x1b[31mred\nfake: line`) {
+			t.Errorf("%s: %q %q", command, out, errOut)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/inventory"
 	"edgepolicy.io/edgepolicyd/internal/lab"
@@ -253,4 +254,55 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A packet is put to the policies that denied it, also if others have come in their
+// place by the time it is told: at worst one that allows it.
+func TestDeniedByThePoliciesOfThen(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, other)
+	w.must(w.Start())
+	for i := range 5 {
+		w.enforce(policy("old", "podSelector: {matchLabels: {app: web}}"))
+		port := uint16(100 + i)
+		w.expect(false, "denied by old", tcp("10.42.0.13", "10.42.0.12", port))
+		w.enforce(policy("new", "podSelector: {matchLabels: {app: web}}, ingress: [{}]"))
+		w.expect(true, "allowed by new", tcp("10.42.0.13", "10.42.0.12", port))
+		w.eventually("it is told", func() bool {
+			return strings.Contains(w.Log(), fmt.Sprintf("10.42.0.12:%d/TCP (default/web): not allowed by ", port))
+		})
+	}
+	if strings.Contains(w.Log(), "not allowed by default/new") {
+		t.Error("a policy that allows everything is said to have denied something")
+	}
+}
+
+// All connections that a change cuts are counted, those first that go on talking.
+func TestConnectionsCutAreCounted(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, other)
+	w.serve("web", "tcp", 81)
+	w.must(w.Start())
+	const n = 12
+	stop := make(chan struct{})
+	for range n {
+		c := w.connects("other", "tcp", "10.42.0.12:81")
+		w.works("before", c)
+		go func() { // goes on talking, whatever comes of it
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+					c.Write([]byte("x"))
+				}
+			}
+		}()
+	}
+	defer close(stop)
+	w.enforce(denyWeb)
+	w.eventually("it is told", func() bool { return len(w.events("connections-cut")) > 0 })
+	if got := w.events("connections-cut"); len(got) != 1 || got[0]["count"] != fmt.Sprint(n) {
+		t.Errorf("%d connections were cut: %v", n, got)
+	}
 }
