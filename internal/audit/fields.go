@@ -49,7 +49,7 @@ func (f Field) Name() string { return fieldName(f.Key) }
 // Fields documents all keys of events; docs/audit-log.md is made from it.
 var Fields = []Field{
 	{KeyEvent, "the event's name, see the table of events", "policy-added"},
-	{KeyPolicy, "the policy, `namespace/name`; of denied packets all policies that isolate the pod in that direction, sorted, with commas between", "default/web"},
+	{KeyPolicy, "the policy, `namespace/name`; of denied packets all policies that isolate the pod in that direction, sorted, with commas between in text; in the journal one field each; of more than ten the first, and how many more", "default/web"},
 	{KeyPod, "the pod that it is about, `namespace/name`; of denied packets the one whose policies deny", "default/web-0"},
 	{KeyDirection, "`ingress` or `egress`, as seen from that pod", "egress"},
 	{KeyGeneration, "which state of the rules: counted from the daemon's start, as `edgepolicyd status` shows it", "17"},
