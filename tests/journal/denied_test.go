@@ -106,8 +106,8 @@ func flows() (list []flow) {
 				p.from, p.to, p.pod, p.direction, p.policies, p.fromPod, p.toPod, p.as = addr(from), addr(to), "default/web", direction, policies, fromPod, toPod, as
 				list = append(list, p)
 			}
-			add(v.other, v.web, "ingress", "default/base,default/web", "default/other", "default/web", "default/other")
-			add(v.outside, v.web, "ingress", "default/base,default/web", "", "default/web", v.outside)
+			add(v.other, v.web, "ingress", "default/base\ndefault/web", "default/other", "default/web", "default/other")
+			add(v.outside, v.web, "ingress", "default/base\ndefault/web", "", "default/web", v.outside)
 			add(v.web, v.outside, "egress", "default/web", "default/web", "", "default/web")
 			add(v.web, v.gateway, "egress", "default/web", "default/web", "", "default/web")
 		}
@@ -139,7 +139,7 @@ func describes(got, want container.Entry) bool {
 	for name, value := range want {
 		if name == "MESSAGE" {
 			rest, ok := strings.CutPrefix(got[name], value)
-			policies := strings.ReplaceAll(want["EDGEPOLICY_POLICY"], ",", ", ")
+			policies := strings.ReplaceAll(want["EDGEPOLICY_POLICY"], "\n", ", ")
 			if !ok || !strings.Contains(rest, ": not allowed by "+policies+" (from "+got["EDGEPOLICY_INTERFACE"]+", 1 packet logged)") {
 				return false
 			}
