@@ -247,7 +247,7 @@ func (e *Enforcer) Explain(q explain.Question) (explain.Explanation, error) {
 		return explain.Explanation{}, err
 	}
 	p := e.published.Load()
-	in := explain.Input{Snapshot: s, Options: &o, Table: p.table, Interfaces: p.interfaces, Outside: map[inventory.Key]string{}}
+	in := explain.Input{Snapshot: s, Options: &o, Table: p.table, Interfaces: p.interfaces, Outside: map[inventory.Key]string{}, Waiting: p.waiting}
 	for _, u := range p.status.Unenforceable {
 		namespace, name, _ := strings.Cut(u.Pod, "/")
 		in.Outside[inventory.Key{Namespace: namespace, Name: name}] = u.Reason

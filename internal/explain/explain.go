@@ -33,6 +33,7 @@ type Input struct {
 	Counters   map[string]ruleset.Counts // of the table, by name; nil where nothing runs
 	Others     []ruleset.BaseChain       // of other programs
 	Outside    map[inventory.Key]string  // pods whose traffic does not pass the table, and why (S34)
+	Waiting    []*inventory.Pod          // pods whose labels no source has told yet
 }
 
 // The verdicts.
@@ -114,7 +115,7 @@ func Explain(in Input, q Question) (Explanation, error) {
 	if err != nil {
 		return e, err
 	}
-	for _, pair := range pairs(from, to) {
+	for _, pair := range in.pairs(from, to) {
 		f := policy.Flow{From: pair[0], To: pair[1], Protocol: port.Protocol, Port: port.Port}
 		v6 := f.From.Addr.Is6() || f.To.Addr.Is6()
 		switch {
@@ -159,15 +160,18 @@ func (in Input) end(text string) (end, error) {
 			return end{}, fmt.Errorf("policies know no interfaces: name it as %s", a.WithZone(""))
 		}
 		p := policy.EndpointAt(in.Snapshot, a)
-		e := end{name: nameOf(p), pod: p.Pod, gateway: p.Gateway, addresses: []netip.Addr{p.Addr}}
+		e := end{name: in.nameOf(p), pod: p.Pod, gateway: p.Gateway, addresses: []netip.Addr{p.Addr}}
 		return e, nil
 	}
 	namespace, name, found := strings.Cut(text, "/")
 	if !found {
 		namespace, name = "default", text
 	}
-	pod := in.Snapshot.Pod(inventory.Key{Namespace: namespace, Name: name})
+	key := inventory.Key{Namespace: namespace, Name: name}
+	pod, waits := in.Snapshot.Pod(key), in.waitsAs(key)
 	switch {
+	case len(waits) > 0 && (pod == nil || !pod.Selectable()): // an earlier one of the name
+		return end{name: key.String(), addresses: waits}, nil
 	case pod == nil:
 		return end{}, fmt.Errorf("it is no address, not %q, and no pod of this name is known in namespace %q%s", policy.GatewayName, namespace, in.near(name))
 	case pod.HostNetwork:
@@ -177,7 +181,7 @@ func (in Input) end(text string) (end, error) {
 	case !pod.Selectable():
 		return end{}, fmt.Errorf("the pod has ended (%s): no policy is about it", pod.Phase)
 	}
-	e := end{name: pod.Key.String(), pod: pod, addresses: pod.Addresses}
+	e := end{name: pod.Key.String(), pod: pod, addresses: slices.Concat(pod.Addresses, waits)}
 	if len(e.addresses) == 0 {
 		e.addresses = []netip.Addr{{}}
 		e.notes = append(e.notes, pod.Key.String()+" has no address yet: it is judged by its labels")
@@ -250,19 +254,46 @@ func distance(a, b string) int {
 
 // pairs gives the ends' addresses that can speak to each other: of the source the
 // first of the family.
-func pairs(from, to end) (list [][2]policy.Endpoint) {
+func (in Input) pairs(from, to end) (list [][2]policy.Endpoint) {
 	for _, dst := range to.addresses {
 		for _, src := range from.addresses {
 			if !src.IsValid() || !dst.IsValid() || src.Is4() == dst.Is4() {
 				list = append(list, [2]policy.Endpoint{
-					{Addr: src, Pod: from.pod, Gateway: from.gateway},
-					{Addr: dst, Pod: to.pod, Gateway: to.gateway},
+					in.endpoint(from, src), in.endpoint(to, dst),
 				})
 				break
 			}
 		}
 	}
 	return list
+}
+
+// endpoint is an end by one of its addresses.
+func (in Input) endpoint(e end, a netip.Addr) policy.Endpoint {
+	if in.waitsAt(a) != nil {
+		return policy.Endpoint{Addr: a} // also where one of the name is known by another address
+	}
+	return policy.Endpoint{Addr: a, Pod: e.pod, Gateway: e.gateway}
+}
+
+// waitsAs gives the addresses at which a pod of this name waits for its labels.
+func (in Input) waitsAs(key inventory.Key) (list []netip.Addr) {
+	for _, p := range in.Waiting {
+		if p.Key == key {
+			list = append(list, p.Addresses...)
+		}
+	}
+	return list
+}
+
+// waitsAt gives the pod that waits for its labels with an address, or nil.
+func (in Input) waitsAt(a netip.Addr) *inventory.Pod {
+	for _, p := range in.Waiting {
+		if slices.Contains(p.Addresses, a) {
+			return p
+		}
+	}
+	return nil
 }
 
 // parsePort reads what was asked about; nothing gives protocol 0.
@@ -283,8 +314,11 @@ func parsePort(s string) (policy.MatrixPort, error) {
 }
 
 // nameOf names an end: a pod, the gateway or an address.
-func nameOf(e policy.Endpoint) string {
+func (in Input) nameOf(e policy.Endpoint) string {
+	waits := in.waitsAt(e.Addr)
 	switch {
+	case waits != nil:
+		return waits.Key.String()
 	case e.Gateway:
 		return policy.GatewayName
 	case e.Pod != nil:

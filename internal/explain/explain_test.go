@@ -204,15 +204,20 @@ func TestWhatCanNotBeAsked(t *testing.T) {
 	}
 }
 
-func TestHeldAddressesAreToldAsHeld(t *testing.T) {
-	in := pairInput(t, ruleset.Interfaces{
+// holding is where web and db are, with their range held.
+func holding() ruleset.Interfaces {
+	return ruleset.Interfaces{
 		Pods: []string{"veth1", "veth2", "veth3"}, Hold: true, Others: []string{"lo", "eth0"},
 		Ranges: policy.Ranges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, nil),
 		Sources: []ruleset.Source{
 			{Interface: "veth1", Address: netip.MustParseAddr("10.0.0.1")}, {Interface: "veth2", Address: netip.MustParseAddr("10.0.0.2")},
 			{Interface: "veth1", Address: netip.MustParseAddr("fd00::1")}, {Interface: "veth2", Address: netip.MustParseAddr("fd00::2")},
 		},
-	})
+	}
+}
+
+func TestHeldAddressesAreToldAsHeld(t *testing.T) {
+	in := pairInput(t, holding())
 	in.Counters = map[string]ruleset.Counts{ruleset.HoldCounter: {Packets: 7, Bytes: 700}}
 	if e := ask(t, in, "web", "db", "80"); e.Verdict != Allowed {
 		t.Errorf("%s", e.Text())
@@ -225,10 +230,99 @@ func TestHeldAddressesAreToldAsHeld(t *testing.T) {
 			}
 		}
 	}
+	if f := ask(t, in, "web", "10.0.0.77", "").Flows[0]; len(f.Passes)+len(f.Would)+len(f.Stays) > 0 || f.WouldDeny {
+		t.Errorf("held, and still said to pass: %+v", f)
+	}
 	// A pod that no source places is held by the table, whatever the policies say.
 	if e := ask(t, in, "six", "web", "80"); e.Verdict != Held {
 		t.Errorf("%s", e.Text())
 	}
+}
+
+// Addresses of the link lead to the interface of the pod that they are used from, and
+// are held there; where that is not known nothing is claimed.
+func TestAddressesOfTheLink(t *testing.T) {
+	for _, tc := range []struct{ from, to, why string }{
+		{"web", "224.0.0.251", "224.0.0.251 is no pod's: it leads to all neighbours"},
+		{"web", "255.255.255.255", "255.255.255.255 is no pod's"},
+		{"web", "ff02::fb", "to ff02::fb a pod sends from its link-local address, not from fd00::1"},
+		{"web", "ff05::2", "ff05::2 is no pod's"},
+		{"web", "fe80::77", "to fe80::77 a pod sends from its link-local address"},
+		{"web", "fe80::1", "to fe80::1 a pod sends from its link-local address"}, // the gateway's
+		{"fe80::77", "web", "fe80::77 is a link's address"},
+	} {
+		for _, port := range []string{"", "80", "ICMP"} {
+			if text := ask(t, pairInput(t, holding()), tc.from, tc.to, port).Text(); !strings.HasPrefix(text, "held: ") || !strings.Contains(text, "! held: "+tc.why) {
+				t.Errorf("%s -> %s %s lacks %q:\n%s", tc.from, tc.to, port, tc.why, text)
+			}
+			open := holding()
+			open.Hold = false
+			if e := ask(t, pairInput(t, open), tc.from, tc.to, port); e.Verdict != Held {
+				t.Errorf("not holding, %s", e.Text())
+			}
+			if e := ask(t, pairInput(t, ruleset.Interfaces{}), tc.from, tc.to, port); e.Verdict != Allowed || len(e.Flows[0].Warnings) > 0 {
+				t.Errorf("nobody knows where the pods are, %s", e.Text())
+			}
+		}
+	}
+	if e := ask(t, pairInput(t, holding()), "web", "169.254.169.254", "80"); e.Verdict != Allowed {
+		t.Errorf("IPv4's are routed: %s", e.Text())
+	}
+}
+
+// A pod that waits for its labels is held by its addresses, also where an earlier one
+// of its name is known by others.
+func TestPodThatWaitsIsHeld(t *testing.T) {
+	in := pairInput(t, holding())
+	waits := func(name, address string) *inventory.Pod {
+		return &inventory.Pod{Head: inventory.Head{Key: inventory.Key{Namespace: "default", Name: name}}, Addresses: []netip.Addr{netip.MustParseAddr(address)}}
+	}
+	in.Waiting = []*inventory.Pod{waits("late", "10.0.0.20"), waits("web", "10.0.0.21"), waits("done", "10.0.0.22")}
+	for _, tc := range []struct{ from, to, verdict, why string }{
+		{"late", "db", Held, "! held: default/late (10.0.0.20) waits for its labels"},
+		{"db", "late", Held, "Ingress of default/late: its labels are not known yet"},
+		{"db", "10.0.0.20", Held, "held: default/late"},
+		{"late", "10.0.0.254", Held, "default/late (10.0.0.20)"},
+		{"gateway", "late", Allowed, "pass the hook output"},
+		{"db", "web", Partly, "! held: default/web (10.0.0.21) waits"},
+		{"done", "db", Held, "default/done (10.0.0.22) waits"},
+		{"late", "late", Allowed, "does not leave the pod"},
+	} {
+		if e := ask(t, in, tc.from, tc.to, "80"); e.Verdict != tc.verdict || !strings.Contains(e.Text(), tc.why) {
+			t.Errorf("%s -> %s: %s, want %s and %q\n%s", tc.from, tc.to, e.Verdict, tc.verdict, tc.why, e.Text())
+		}
+	}
+	// Where no range of addresses is held, nothing is that no rule holds.
+	in = pairInput(t, ruleset.Interfaces{})
+	in.Waiting = []*inventory.Pod{waits("late", "10.0.0.20")}
+	if e := ask(t, in, "late", "web", "80"); e.Verdict != Allowed {
+		t.Errorf("%s", e.Text())
+	}
+}
+
+func TestTranslatedAddressesAreWarnedOf(t *testing.T) {
+	in := pairInput(t, holding())
+	in.Others = []ruleset.BaseChain{
+		{Family: "ip", Table: "nat", Name: "POST", Type: "nat", Hook: "postrouting"},
+		{Family: "ip", Table: "raw", Name: "PRE", Type: "filter", Hook: "prerouting"},
+		{Family: "ip6", Table: "nat", Name: "PRE", Type: "nat", Hook: "prerouting"},
+	}
+	const warning = "is a hostPort or service address, policies see the address behind it: ask about that"
+	warned := func(from, to string, want bool) {
+		t.Helper()
+		if text := ask(t, in, from, to, "80").Text(); strings.Contains(text, warning) != want {
+			t.Errorf("%s -> %s, want a warning: %v\n%s", from, to, want, text)
+		}
+	}
+	warned("web", "10.0.0.254", false)
+	warned("web", "2001:db8::1", true)
+	in.Others[2].Family = "inet"
+	warned("web", "10.0.0.254", true)
+	warned("192.168.1.1", "10.9.9.9", true)
+	warned("web", "10.96.0.1", true)
+	warned("web", "db", false)
+	warned("gateway", "10.96.0.1", false)
+	warned("web", "10.0.0.77", false) // held
 }
 
 func TestWhatElseCouldStopAFlow(t *testing.T) {

@@ -12,8 +12,10 @@ import (
 
 // flow explains one flow; of protocol 0 all that the ends' policies tell apart.
 func (in Input) flow(f policy.Flow) Flow {
-	e := Flow{From: nameOf(f.From), To: nameOf(f.To), Port: f.PortText(), Reasoning: policy.Explain(in.Snapshot, in.Options, f)}
+	e := Flow{From: in.nameOf(f.From), To: in.nameOf(f.To), Port: f.PortText(), Reasoning: policy.Explain(in.Snapshot, in.Options, f)}
 	e.FromIP, e.ToIP = ipText(f.From.Addr), ipText(f.To.Addr)
+	in.unlabelled(&e.Reasoning.Egress, f.From)
+	in.unlabelled(&e.Reasoning.Ingress, f.To)
 	e.Allowed, e.WouldDeny = e.Reasoning.Allowed, e.Reasoning.WouldDeny
 	if e.Verdict = Denied; e.Allowed {
 		e.Verdict = Allowed
@@ -22,8 +24,20 @@ func (in Input) flow(f policy.Flow) Flow {
 		in.ports(&e, f)
 	}
 	in.meet(&e, f)
-	e.Allowed = e.Verdict == Allowed
+	if e.Allowed = e.Verdict == Allowed; e.Verdict == Held {
+		e.WouldDeny, e.Passes, e.Would, e.Stays = false, nil, nil, nil
+	}
 	return e
+}
+
+const unlabelledReason = "its labels are not known yet"
+
+// unlabelled says of an end that waits for its labels that nobody can tell which
+// policies are about it.
+func (in Input) unlabelled(s *policy.SideReasoning, e policy.Endpoint) {
+	if p := in.waitsAt(e.Addr); p != nil {
+		s.Pod, s.Reason = p.Key.String(), unlabelledReason
+	}
 }
 
 func ipText(a netip.Addr) string {
@@ -41,7 +55,7 @@ func (in Input) meet(e *Flow, f policy.Flow) {
 	case f.From.Gateway && f.To.Gateway:
 		e.Notes = append(e.Notes, "the gateway's traffic to itself meets no rule")
 		return
-	case f.From.Pod != nil && f.To.Pod != nil && f.From.Pod.Key == f.To.Pod.Key:
+	case f.From.Pod != nil && f.To.Pod != nil && f.From.Pod.Key == f.To.Pod.Key, f.From.Addr.IsValid() && f.From.Addr == f.To.Addr:
 		e.Notes = append(e.Notes, "the packet does not leave the pod, unless it goes through a service")
 		return
 	case !f.From.Addr.IsValid() || !f.To.Addr.IsValid():
@@ -66,6 +80,25 @@ func (in Input) outside(e *Flow, f policy.Flow) {
 	}
 }
 
+// broadcast is the limited broadcast address (RFC 919).
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// onTheLink says that an address leads to the sender's own link and not further: a
+// gateway forwards such packets between the ports of a bridge alone. IPv4's
+// link-local addresses are routed by the kernel like others.
+func onTheLink(a netip.Addr) bool {
+	return a.IsMulticast() || a == broadcast || linkScoped(a)
+}
+
+// linkScoped says that an address is one that a pod sends to from its link-local
+// address (RFC 6724 section 5, rule 2).
+func linkScoped(a netip.Addr) bool {
+	return a.Is6() && (a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast())
+}
+
+// someLinkLocal stands for a pod's link-local address: no source tells which it is.
+var someLinkLocal = netip.MustParseAddr("fe80::")
+
 // packet is the first of a flow. Of a flow of any traffic it is one of TCP.
 func (in Input) packet(f policy.Flow) ruleset.Packet {
 	p := ruleset.Packet{
@@ -77,6 +110,14 @@ func (in Input) packet(f policy.Flow) ruleset.Packet {
 		p.Protocol = inventory.TCP
 	case !p.Protocol.HasPorts():
 		p.SourcePort, p.DestPort, p.ICMPv6Type = 0, 0, 128 // echo request
+	}
+	switch {
+	case onTheLink(f.To.Addr) && in.carriesPods(p.InInterface):
+		if p.OutInterface = p.InInterface; linkScoped(f.To.Addr) {
+			p.Source = someLinkLocal
+		}
+	case linkScoped(f.From.Addr) && in.carriesPods(p.OutInterface):
+		p.InInterface = p.OutInterface
 	}
 	if f.To.Gateway {
 		p.Hook, p.OutInterface = "input", ""
@@ -92,6 +133,8 @@ func (in Input) interfaceOf(a netip.Addr) string {
 	}
 	return in.Interfaces.Sources[i].Interface
 }
+
+func (in Input) carriesPods(name string) bool { return slices.Contains(in.Interfaces.Pods, name) }
 
 // trace sends the flow's first packet through the table, and holds the table's
 // verdict against the policies'.
@@ -113,8 +156,11 @@ func (in Input) trace(e *Flow, f policy.Flow) {
 	passes := out.Verdict == ruleset.Accept
 	switch {
 	case held:
-		e.Verdict, e.WouldDeny = Held, false
+		e.Verdict = Held
 		e.Warnings = append(e.Warnings, in.whyHeld(f))
+		if onTheLink(f.To.Addr) && !linkScoped(f.To.Addr) {
+			e.Notes = append(e.Notes, fmt.Sprintf("programs of the gateway that listen to %s hear what goes to the gateway: ask about that", f.To.Addr))
+		}
 	case f.Protocol == 0:
 		return // which packet it was says nothing of the others
 	case passes != e.Reasoning.Allowed:
@@ -127,6 +173,9 @@ func (in Input) trace(e *Flow, f policy.Flow) {
 // whyHeld says which end is held (S11).
 func (in Input) whyHeld(f policy.Flow) string {
 	for _, end := range []policy.Endpoint{f.From, f.To} {
+		if p := in.waitsAt(end.Addr); p != nil {
+			return fmt.Sprintf("held: %s (%s) waits for its labels: its CNI result is there, but no source that is configured has told them", p.Key, end.Addr)
+		}
 		if end.Pod != nil || end.Gateway {
 			continue
 		}
@@ -136,10 +185,19 @@ func (in Input) whyHeld(f policy.Flow) string {
 			return fmt.Sprintf("held: %s is in the pods' ranges and no known pod's, and nothing to or from it passes until a source tells whose it is", end.Addr)
 		}
 	}
+	switch {
+	case linkScoped(f.To.Addr) && !linkScoped(f.From.Addr):
+		return fmt.Sprintf("held: to %s a pod sends from its link-local address, not from %s, and from that nothing passes but neighbour discovery (S7, S22)", f.To.Addr, f.From.Addr)
+	case linkScoped(f.From.Addr):
+		return fmt.Sprintf("held: %s is a link's address, from which nothing passes from or to a pod but neighbour discovery (S7, S22)", f.From.Addr)
+	case onTheLink(f.To.Addr):
+		return fmt.Sprintf("held: %s is no pod's: it leads to all neighbours, and from a pod nothing passes to them but neighbour discovery (S11, S22)", f.To.Addr)
+	}
 	return "held: an address is not known to be where the packet comes from or goes to, see the rules below"
 }
 
-// others names base chains of other programs that drop what they do not accept.
+// others names base chains of other programs that drop what they do not accept, and
+// warns where they may give the packet another destination before it is judged (S27).
 func (in Input) others(e *Flow, f policy.Flow) {
 	hooks := []string{"ingress", "prerouting", "forward", "postrouting"}
 	family := "ip6"
@@ -152,10 +210,15 @@ func (in Input) others(e *Flow, f policy.Flow) {
 	if f.From.Addr.Is4() {
 		family = "ip"
 	}
+	translates := false
 	for _, c := range in.Others {
+		translates = translates || c.Type == "nat" && c.Hook == "prerouting" && (c.Family == family || c.Family == "inet")
 		if c.Drop && slices.Contains(hooks, c.Hook) && (c.Family == family || c.Family != "ip" && c.Family != "ip6") {
 			e.Notes = append(e.Notes, fmt.Sprintf("table %s %s has chain %s (hook %s, priority %d) with policy drop: what none of its rules accepts it drops; its rules are not looked at here",
 				c.Family, c.Table, c.Name, c.Hook, c.Priority))
 		}
+	}
+	if translates && f.To.Pod == nil && !f.From.Gateway && e.Verdict != Held {
+		e.Warnings = append(e.Warnings, fmt.Sprintf("if %s is a hostPort or service address, policies see the address behind it: ask about that", f.To.Addr))
 	}
 }

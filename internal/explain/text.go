@@ -90,6 +90,8 @@ func (f Flow) write(t *text) {
 func sideText(s policy.SideReasoning, any bool) string {
 	exempt := s.Isolated && s.Allowed && !strings.HasPrefix(s.Reason, Allowed)
 	switch {
+	case s.Reason == unlabelledReason:
+		return s.Reason
 	case any && s.Isolated && !exempt:
 		return "isolated, what the rules below allow passes"
 	case any && s.WouldDeny:

@@ -32,7 +32,7 @@ func BaseChains(except string) ([]ruleset.BaseChain, error) {
 			continue
 		}
 		out = append(out, ruleset.BaseChain{
-			Family: familyName(ch.Table.Family), Table: ch.Table.Name, Name: ch.Name,
+			Family: familyName(ch.Table.Family), Table: ch.Table.Name, Name: ch.Name, Type: string(ch.Type),
 			Hook: hookName(ch.Table.Family, *ch.Hooknum), Priority: int32(*ch.Priority),
 			Drop: ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop,
 		})

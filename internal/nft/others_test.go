@@ -31,13 +31,13 @@ table inet nat { chain postrouting { type nat hook postrouting priority srcnat; 
 		t.Fatal(err)
 	}
 	want := []ruleset.BaseChain{
-		{Family: "arp", Table: "a", Name: "output", Hook: "output"},
-		{Family: "bridge", Table: "b", Name: "forward", Hook: "forward", Priority: -200},
-		{Family: "inet", Table: "nat", Name: "postrouting", Hook: "postrouting", Priority: 100},
-		{Family: "ip", Table: "edgepolicyd", Name: "mine", Hook: "forward", Priority: 1},
-		{Family: "ip", Table: "filter", Name: "FORWARD", Hook: "forward", Drop: true},
-		{Family: "ip6", Table: "filter", Name: "INPUT", Hook: "input", Priority: -5},
-		{Family: "netdev", Table: "n", Name: "ingress", Hook: "ingress", Priority: 7, Drop: true},
+		{Family: "arp", Table: "a", Name: "output", Type: "filter", Hook: "output"},
+		{Family: "bridge", Table: "b", Name: "forward", Type: "filter", Hook: "forward", Priority: -200},
+		{Family: "inet", Table: "nat", Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: 100},
+		{Family: "ip", Table: "edgepolicyd", Name: "mine", Type: "filter", Hook: "forward", Priority: 1},
+		{Family: "ip", Table: "filter", Name: "FORWARD", Type: "filter", Hook: "forward", Drop: true},
+		{Family: "ip6", Table: "filter", Name: "INPUT", Type: "filter", Hook: "input", Priority: -5},
+		{Family: "netdev", Table: "n", Name: "ingress", Type: "filter", Hook: "ingress", Priority: 7, Drop: true},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("base chains:\n%+v\nwant:\n%+v", got, want)

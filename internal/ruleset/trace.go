@@ -34,6 +34,7 @@ type BaseChain struct {
 	Family   string // ip, ip6, inet, bridge or netdev
 	Table    string
 	Name     string
+	Type     string // filter, nat or route
 	Hook     string // prerouting, input, forward, output, postrouting or ingress
 	Priority int32
 	Drop     bool // its policy is drop
