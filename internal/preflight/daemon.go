@@ -129,7 +129,11 @@ func lookAtHealth(ctx context.Context, h *Host) ([]problem, error) {
 		if i == maxReasons {
 			return append(found, problem{what: fmt.Sprintf("%d reasons more", len(s.Reasons)-i)}), nil
 		}
-		found = append(found, problem{what: s.Health + ": " + reason, severity: severity})
+		p := problem{what: s.Health + ": " + reason, severity: severity}
+		if i == 0 && s.Health == status.Failed && !s.TablePresent {
+			p.command = "edgepolicyd reload" // the first is why it failed, which this ends, or says why not
+		}
+		found = append(found, p)
 	}
 	return found, nil
 }
@@ -193,7 +197,10 @@ func lookAtTable(ctx context.Context, h *Host) ([]problem, error) {
 		return nil, err
 	case t == nil:
 		p := problem{what: fmt.Sprintf("there is no table inet %s: nothing is enforced", h.Config.Table)}
-		if _, err := h.ask(ctx); errors.Is(err, status.ErrNotRunning) {
+		switch _, err := h.ask(ctx); {
+		case err == nil: // it was flushed, or the kernel refused the table
+			p.command = "edgepolicyd reload"
+		case errors.Is(err, status.ErrNotRunning):
 			p.command = "systemctl start edgepolicyd"
 		}
 		return []problem{p}, nil

@@ -105,7 +105,11 @@ func TestDaemonDownOrUnwell(t *testing.T) {
 	fine(t, healthy, "daemon.running")
 	fine(t, healthy, "daemon.health")
 	finds(t, with(status.Status{Health: status.Degraded, Reasons: []string{"rejected: x"}}), "daemon.health", Warning, "degraded: rejected: x", "edgepolicyd status")
-	finds(t, with(status.Status{Health: status.Failed, Reasons: []string{"flushed"}}), "daemon.health", Impaired, "failed: flushed", "")
+	finds(t, with(status.Status{Health: status.Failed, Reasons: []string{"flushed"}}), "daemon.health", Impaired, "failed: flushed", "edgepolicyd reload")
+	finds(t, with(status.Status{Health: status.Failed, Reasons: []string{"old"}, TablePresent: true}), "daemon.health", Impaired, "failed: old", "edgepolicyd status")
+	if f := check(t, with(status.Status{Health: status.Failed, Reasons: []string{"flushed", "rejected: x"}}), "daemon.health"); len(f) != 2 || f[1].Command != "edgepolicyd status" {
+		t.Errorf("a reload mends no document: %+v", f)
+	}
 	finds(t, with(status.Status{Health: status.Degraded, Reasons: []string{"pod a"}, Unenforceable: []status.Unenforceable{{}}}), "daemon.health", Impaired, "pod a", "")
 	many := check(t, with(status.Status{Health: status.Degraded, Reasons: make([]string, 200)}), "daemon.health")
 	if len(many) != maxReasons+1 || !strings.Contains(many[maxReasons].What, "190 reasons more") {

@@ -90,6 +90,11 @@ func TestTable(t *testing.T) {
 	g.in(func() {
 		finds(t, g.fresh(), "table.present", Impaired, "there is no table inet edgepolicyd", "systemctl start edgepolicyd")
 	})
+	flushed := g.fresh()
+	flushed.Daemon = fakeDaemon{status: status.Status{Health: status.Failed}}
+	g.in(func() {
+		finds(t, flushed, "table.present", Impaired, "there is no table inet edgepolicyd", "edgepolicyd reload")
+	})
 	want := g.enforce()
 	asked := 0
 	h := g.fresh()
