@@ -107,3 +107,22 @@ for v in ip ip6 arp; do echo 1 >/proc/sys/net/bridge/bridge-nf-call-${v}tables; 
 	g.Exec("rm", "-r", "/proc/sys/net/bridge", "/usr/local/sbin/modprobe")
 	g.Exec("systemctl", "restart", "edgepolicyd")
 }
+
+// TestSandboxOfProcess: results that name a pod's network namespace as that of a process
+// (cri-dockerd) count, though the unit does not let the daemon look at other users'
+// processes; not when the process is gone.
+func TestSandboxOfProcess(t *testing.T) {
+	g := newGateway(t)
+	g.plug()
+	g.Exec("systemd-run", "--quiet", "--unit=pause", "ip", "netns", "exec", "web", "setpriv", "--reuid=65535", "--clear-groups", "sleep", "infinity")
+	process := "/proc/" + g.show("pause", "MainPID")
+	g.eventually("the pod's process runs", func() bool { return g.Exec("cat", process+"/comm") == "sleep\n" })
+	g.Exec("sed", "--in-place", "s,/run/netns/web,"+process+"/ns/net,", "/var/lib/cni/results/edgenet-web-eth0")
+	g.Exec("systemctl", "start", "edgepolicyd")
+	g.enforced("a process's namespace")
+	g.Exec("systemctl", "stop", "pause")
+	g.Exec("systemctl", "restart", "edgepolicyd")
+	if g.reaches("client", web, 80) {
+		t.Error("the pod of a process that is gone is believed still")
+	}
+}

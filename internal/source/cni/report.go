@@ -73,14 +73,14 @@ type view struct {
 // inode names a file.
 type inode struct{ dev, ino uint64 }
 
-// of makes i that of the file at a path, and says whether there is one.
-func (i *inode) of(path string) bool {
+// of makes i that of the file at a path. The error is that of stat(2).
+func (i *inode) of(path string) error {
 	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return false
+	if err := unix.Stat(path, &st); err != nil {
+		return err
 	}
 	*i = inode{uint64(st.Dev), st.Ino}
-	return true
+	return nil
 }
 
 // booted says when the machine started, by the wall clock as it is now.
@@ -109,25 +109,31 @@ func (v *view) ends(e *entry) []string {
 // far as the result names them. A bridge need not: it is everybody's, and a pod
 // does not end with it.
 //
+// Where the kernel does not let the daemon look at the process whose namespace it is
+// (/proc/PID/ns/net, EACCES: see ptrace(2)), the process is there, and the ends decide.
+//
 // Of a result that names neither (version 0.2.0 from a libcni before 1.2) nothing
 // can be seen. It counts if it was written since the machine started, as then no
 // power cut came between; not if it seems to come from the future, as on a gateway
 // whose clock starts in 1970. A pod that does not count has no address from here:
 // it is held where unknown addresses are, until another source knows it.
 func (v *view) counts(e *entry, ends []string) bool {
+	seen := false // a sandbox was
 	for _, path := range e.sandboxes {
 		// A process's namespace, by a number that was used again, may be our own.
 		var i inode
-		if !filepath.IsAbs(path) || !i.of(path) || i == v.own {
+		err := i.of(path)
+		if !filepath.IsAbs(path) || err != nil && err != unix.EACCES || err == nil && i == v.own {
 			return false
 		}
+		seen = seen || err == nil
 	}
 	for _, name := range ends {
-		if _, ok := v.links[name]; !ok && !(v.guess && len(e.sandboxes) > 0) {
+		if _, ok := v.links[name]; !ok && !(v.guess && seen) {
 			return false
 		}
 	}
-	if len(e.sandboxes) > 0 || len(ends) > 0 {
+	if seen || len(ends) > 0 {
 		return true
 	}
 	written := e.attachment.Written
