@@ -149,6 +149,10 @@ func (b *build) contents(t target) (files.Contents, error) {
 	case "rpm":
 		add(filepath.Join(b.root, "CHANGELOG.md"), doc+"/CHANGELOG.md", kind, 0o644)
 		made("completion.zsh", "/usr/share/zsh/site-functions/_edgepolicyd")
+		// No package may have these, unlike the others' folders.
+		folder("/usr/share/zsh/site-functions")
+		folder("/usr/share/fish")
+		folder("/usr/share/fish/vendor_completions.d")
 		folder("/usr/share/licenses/edgepolicyd")
 		add(filepath.Join(b.root, "LICENSE"), "/usr/share/licenses/edgepolicyd/LICENSE", files.TypeRPMLicense, 0o644)
 	}

@@ -10,7 +10,7 @@ import (
 // changedConfig makes a tree whose configuration file is another than ours.
 func changedConfig(t *testing.T) string {
 	t.Helper()
-	tree := copyTree(t)
+	tree := copyTree(t, "../..")
 	f, err := os.OpenFile(filepath.Join(tree, "configs/config.yaml"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)

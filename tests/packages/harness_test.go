@@ -85,12 +85,12 @@ func onePackage(t *testing.T, root, format, version string) string {
 	return packages(t, "-root", root, "-binaries", binaries, "-version", version, "-only", format+"/"+runtime.GOARCH)[0]
 }
 
-// copyTree copies what packages are made of.
-func copyTree(t *testing.T) string {
+// copyTree copies what packages are made of out of a source tree.
+func copyTree(t *testing.T, root string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, path := range []string{"go.mod", "go.sum", "LICENSE", "CHANGELOG.md", "Makefile", "cmd", "internal", "configs", "packaging", "systemd"} {
-		output(t, exec.Command("cp", "-r", "../../"+path, dir))
+		output(t, exec.Command("cp", "-r", filepath.Join(root, path), dir))
 	}
 	return dir
 }
