@@ -105,8 +105,8 @@ func TestDoctorFindsAFlushedDaemon(t *testing.T) {
 	if _, errs, code, err := w.Run("flush"); err != nil || code != 0 {
 		t.Fatalf("flush: %d %v %s", code, err, errs)
 	}
-	w.impaired("table.present")
-	w.impaired("daemon.health", "flushed by uid 0")
+	w.impaired("table.present", "edgepolicyd reload")
+	w.impaired("daemon.health", "flushed by uid 0", "edgepolicyd reload")
 	out, _, code, err := w.Run("doctor")
 	w.must(err)
 	if code != 3 || !strings.HasPrefix(out, "impaired  ") || !strings.Contains(out, "\n  why: Nothing is enforced without it.\n") {
