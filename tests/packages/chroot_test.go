@@ -11,7 +11,7 @@ import (
 func TestImages(t *testing.T) {
 	g := newGateway(t)
 	g.bringRPM()
-	deb, rpm := g.put(onePackage(t, "../..", "deb", "1.0.0")), g.put(onePackage(t, "../..", "rpm", "1.0.0"))
+	deb, rpm := g.put(firstPackage(t, "deb")), g.put(firstPackage(t, "rpm"))
 	g.do("dpkg", "--install", deb) // on the gateway
 	g.enforced("on the gateway")
 	pid := g.unit("MainPID")

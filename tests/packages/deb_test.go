@@ -30,7 +30,7 @@ const own = "# Ours.\ndenied: drop\n"
 // TestDeb is the life of the Debian package on a gateway.
 func TestDeb(t *testing.T) {
 	g := newGateway(t)
-	first := g.put(onePackage(t, "../..", "deb", "1.0.0"))
+	first := g.put(firstPackage(t, "deb"))
 	second := g.put(onePackage(t, changedConfig(t), "deb", "1.1.0"))
 	files, rules := g.files(), g.ruleset()
 

@@ -67,9 +67,25 @@ func packages(t *testing.T, args ...string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, append([]string{"-out", t.TempDir()}, args...)...)
+	out, err := os.MkdirTemp(filepath.Dir(program), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, append([]string{"-out", out}, args...)...)
 	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+epoch)
 	return strings.Fields(output(t, cmd))
+}
+
+// made are packages of version 1.0.0, by format.
+var made = map[string]string{}
+
+// firstPackage makes a package out of this tree, once, as to compress takes seconds.
+func firstPackage(t *testing.T, format string) string {
+	t.Helper()
+	if made[format] == "" {
+		made[format] = onePackage(t, "../..", format, "1.0.0")
+	}
+	return made[format]
 }
 
 // onePackage makes the package of this machine's architecture, with the daemon that

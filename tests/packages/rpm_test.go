@@ -39,7 +39,7 @@ func (g gateway) rpm(args ...string) (string, error) {
 func TestRPM(t *testing.T) {
 	g := newGateway(t)
 	g.bringRPM()
-	first, second := g.put(onePackage(t, "../..", "rpm", "1.0.0")), g.put(onePackage(t, changedConfig(t), "rpm", "1.1.0"))
+	first, second := g.put(firstPackage(t, "rpm")), g.put(onePackage(t, changedConfig(t), "rpm", "1.1.0"))
 	g.Exec("mkdir", "--parents", "/var/lib/rpm", "/usr/share/licenses") // Fedora's package filesystem has them
 	files, rules := g.files(), g.ruleset()
 
