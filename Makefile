@@ -63,6 +63,12 @@ build/arm.mod:
 	cp go.sum build/arm.sum
 	go mod edit -replace github.com/google/nftables=./build/nftables build/arm.mod
 
+.PHONY: packages
+packages: build-all ## Build deb and rpm packages into build/packages/
+	@rm -rf build/packages
+	export SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}
+	go run -C packaging/build . -version '$(VERSION)'
+
 .PHONY: install-deps
 install-deps: ## Install the Debian packages that the tests and the demo lack
 	@tests/install.sh
@@ -81,12 +87,13 @@ demo: root install-deps build ## Show it: a gateway, its pods, policies, real co
 
 .PHONY: lint
 lint: ## gofmt and go vet
-	@unformatted=$$(gofmt -l cmd internal tests)
+	@unformatted=$$(gofmt -l cmd internal tests packaging)
 	if [ -n "$$unformatted" ]; then
 		printf 'not gofmt-ed:\n%s\n' "$$unformatted" >&2
 		exit 1
 	fi
 	go vet ./...
+	go -C packaging/build vet ./...
 
 # One package at a time: many of them make namespaces and traffic, and some count
 # every packet.
@@ -99,6 +106,7 @@ test: root ## Everything: packages, four builds, lint, all tests, a little fuzzi
 	step 'build for four architectures' $(MAKE) --no-print-directory build-all
 	$(GOBUILD) -o bin/edgepolicyd $(COMMAND)
 	EDGEPOLICYD=$(CURDIR)/bin/edgepolicyd step 'tests' go test -count=1 -p 1 -timeout 10m ./...
+	step 'packaging' go -C packaging/build test -count=1 ./...
 	step 'fuzzing' tests/fuzz.sh 3s
 	printf '\nmake test: all passed, in %d s\n' $$((SECONDS - start))
 

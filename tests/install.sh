@@ -27,6 +27,11 @@ chromium chromium
 debootstrap debootstrap
 systemd-nspawn systemd-container
 host-local containernetworking-plugins
+lintian lintian
+rpmlint rpmlint
+rpm rpm
+rpm2cpio rpm2cpio
+cpio cpio
 LIST
 )
 if [ -z "$missing" ]; then

@@ -167,7 +167,7 @@ func TestAuditEvents(t *testing.T) {
 	}
 	one("flush", event{"uid": "0"})
 	w.must(w.Stop())
-	one("stop", event{"version": "development"})
+	one("stop", event{"version": w.events("start")[0]["version"]})
 }
 
 // Where the kernel gives tables no owner others can change ours: that is put right,
