@@ -32,6 +32,7 @@ rpmlint rpmlint
 rpm rpm
 rpm2cpio rpm2cpio
 cpio cpio
+qemu-arm-static qemu-user-static
 LIST
 )
 if [ -z "$missing" ]; then

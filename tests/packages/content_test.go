@@ -64,7 +64,23 @@ func TestPackages(t *testing.T) {
 			t.Errorf("rpmlint: %v\n%s", err, out)
 		}
 	})
+	t.Run("armhf", func(t *testing.T) { armhf(t, filepath.Join(filepath.Dir(made[0]), "edgepolicyd_1.0.0-1_armhf.deb")) })
 	t.Run("reproducible", func(t *testing.T) { reproducible(t, tree, made) })
+}
+
+// armhf runs the program of a Raspberry Pi's package: it says the same as this machine's.
+func armhf(t *testing.T, deb string) {
+	dir := t.TempDir()
+	output(t, exec.Command("dpkg-deb", "--extract", deb, dir))
+	here := filepath.Join(dir, "here")
+	output(t, exec.Command("go", "build", "-C", "../..", "-ldflags", "-X main.version=1.0.0", "-o", here, "./cmd/edgepolicyd"))
+	for _, args := range [][]string{{"version"}, {"check", "../../configs/examples"}, {"matrix", "--port", "8181", "-o", "json", "../../configs/examples"}} {
+		want := output(t, exec.Command(here, args...))
+		got := output(t, exec.Command("qemu-arm-static", append([]string{filepath.Join(dir, "usr/sbin/edgepolicyd")}, args...)...))
+		if got != want || want == "" {
+			t.Errorf("%v: %q, want %q", args, got, want)
+		}
+	}
 }
 
 // reproducible makes two packages again, the programs in them too: elsewhere, later,
