@@ -110,6 +110,10 @@ test: root ## Everything: packages, four builds, lint, all tests, a little fuzzi
 	step 'fuzzing' tests/fuzz.sh 3s
 	printf '\nmake test: all passed, in %d s\n' $$((SECONDS - start))
 
+.PHONY: test-arm
+test-arm: root install-deps packages ## Try the arm64 package on an ARM gateway in software, cut its power (root; half an hour the first time)
+	@tests/arm/test.sh $(or $(ARM),build/arm)
+
 .PHONY: fuzz
 fuzz: ## Fuzz every target for longer: FUZZTIME=2m each
 	@tests/fuzz.sh $(or $(FUZZTIME),2m)
