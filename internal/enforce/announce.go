@@ -1,10 +1,10 @@
 package enforce
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,22 +65,20 @@ func named(changes []string) string {
 }
 
 func (e *Enforcer) announcePolicies(before, after *inventory.Snapshot) {
-	head := func(p *inventory.Policy) *inventory.Head { return &p.Head }
-	old, fresh := heads(before.Policies, head), heads(after.Policies, head)
-	for _, p := range after.Policies {
-		h := old[p.Key]
+	find := func(s *inventory.Snapshot, k inventory.Key) *inventory.Policy {
+		i, _ := slices.BinarySearchFunc(s.Policies, k, func(p *inventory.Policy, k inventory.Key) int { return p.Key.Compare(k) })
+		return s.Policies[i]
+	}
+	differences(before.Policies, after.Policies, func(p *inventory.Policy) *inventory.Head { return &p.Head }, func(old, fresh *inventory.Head) {
 		switch {
-		case h == nil:
-			e.logPolicy(audit.PolicyAdded, "added", p)
-		case h != &p.Head && !bytes.Equal(h.JSON, p.JSON):
-			e.logPolicy(audit.PolicyChanged, "changed", p)
+		case old == nil:
+			e.logPolicy(audit.PolicyAdded, "added", find(after, fresh.Key))
+		case fresh == nil:
+			e.logPolicy(audit.PolicyRemoved, "removed", find(before, old.Key))
+		default:
+			e.logPolicy(audit.PolicyChanged, "changed", find(after, fresh.Key))
 		}
-	}
-	for _, p := range before.Policies {
-		if fresh[p.Key] == nil {
-			e.logPolicy(audit.PolicyRemoved, "removed", p)
-		}
-	}
+	})
 }
 
 func (e *Enforcer) logPolicy(event *audit.Event, what string, p *inventory.Policy) {

@@ -2,9 +2,11 @@ package enforce
 
 import (
 	"sync"
+	"time"
 
 	"edgepolicy.io/edgepolicyd/internal/audit"
 	"edgepolicy.io/edgepolicyd/internal/denied"
+	"edgepolicy.io/edgepolicyd/internal/status"
 )
 
 // tablesNamed is of how many tables it is remembered who was who: packets that were
@@ -25,9 +27,18 @@ func (e *Enforcer) nameTable() {
 // names says who is who in the newest tables, the newest first.
 func (e *Enforcer) names() []func() *denied.Names { return *e.tables.Load() }
 
+// forgetNames lets go of the tables that were in force before: nothing is told of them
+// any more.
+func (e *Enforcer) forgetNames() {
+	if tables := *e.tables.Load(); len(tables) > 1 && time.Since(e.lastApply) > time.Second {
+		e.tables.Store(&[]func() *denied.Names{tables[0]})
+	}
+}
+
 // lookAtLog finds out whether packets are shown, and has all policies in force told
 // anew where messages of the log were lost.
 func (e *Enforcer) lookAtLog() {
+	e.forgetNames()
 	err := e.denied.Err()
 	if changed := (err == nil) != (e.deniedErr == nil); changed {
 		e.deniedErr = err
@@ -38,3 +49,6 @@ func (e *Enforcer) lookAtLog() {
 		e.takeInventory()
 	}
 }
+
+// Denied gives the flows that were denied lately.
+func (e *Enforcer) Denied(after uint64) []status.DeniedFlow { return e.denied.After(after) }

@@ -274,42 +274,50 @@ func counters(table string) (map[string]ruleset.Counts, error) {
 // changesBetween names the objects that differ.
 func changesBetween(before, after *inventory.Snapshot) []string {
 	var list []string
-	list = append(list, diffObjects("policy", heads(before.Policies, func(p *inventory.Policy) *inventory.Head { return &p.Head }),
-		heads(after.Policies, func(p *inventory.Policy) *inventory.Head { return &p.Head }))...)
-	list = append(list, diffObjects("pod", heads(before.Pods, func(p *inventory.Pod) *inventory.Head { return &p.Head }),
-		heads(after.Pods, func(p *inventory.Pod) *inventory.Head { return &p.Head }))...)
-	return append(list, diffObjects("namespace", heads(before.Namespaces, func(n *inventory.Namespace) *inventory.Head { return &n.Head }),
-		heads(after.Namespaces, func(n *inventory.Namespace) *inventory.Head { return &n.Head }))...)
-}
-
-func heads[T any](list []T, head func(T) *inventory.Head) map[inventory.Key]*inventory.Head {
-	m := make(map[inventory.Key]*inventory.Head, len(list))
-	for _, o := range list {
-		h := head(o)
-		m[h.Key] = h
-	}
-	return m
-}
-
-func diffObjects(kind string, before, after map[inventory.Key]*inventory.Head) []string {
-	var list []string
-	for k, h := range after {
-		old := before[k]
-		switch {
-		case old == nil:
-			list = append(list, fmt.Sprintf("%s %s added", kind, k))
-		case !bytes.Equal(old.JSON, h.JSON):
-			list = append(list, fmt.Sprintf("%s %s changed", kind, k))
+	name := func(kind string) func(old, fresh *inventory.Head) {
+		return func(old, fresh *inventory.Head) {
+			switch {
+			case old == nil:
+				list = append(list, fmt.Sprintf("%s %s added", kind, fresh.Key))
+			case fresh == nil:
+				list = append(list, fmt.Sprintf("%s %s removed", kind, old.Key))
+			default:
+				list = append(list, fmt.Sprintf("%s %s changed", kind, fresh.Key))
+			}
 		}
 	}
-	for k := range before {
-		if after[k] == nil {
-			list = append(list, fmt.Sprintf("%s %s removed", kind, k))
-		}
-	}
-	slices.Sort(list)
+	differences(before.Policies, after.Policies, func(p *inventory.Policy) *inventory.Head { return &p.Head }, name("policy"))
+	differences(before.Pods, after.Pods, func(p *inventory.Pod) *inventory.Head { return &p.Head }, name("pod"))
+	differences(before.Namespaces, after.Namespaces, func(n *inventory.Namespace) *inventory.Head { return &n.Head }, name("namespace"))
 	return list
 }
 
-// Denied gives the flows that were denied lately.
-func (e *Enforcer) Denied(after uint64) []status.DeniedFlow { return e.denied.After(after) }
+// differences visits what is in one list only, with nil for the other, and what has
+// another content. Both are sorted by key, as a snapshot's are. It makes no garbage: this is
+// asked with each change.
+func differences[T comparable](before, after []T, head func(T) *inventory.Head, visit func(old, fresh *inventory.Head)) {
+	for len(before) > 0 || len(after) > 0 {
+		order := 0
+		switch {
+		case len(before) == 0:
+			order = 1
+		case len(after) == 0:
+			order = -1
+		case before[0] != after[0]:
+			order = head(before[0]).Key.Compare(head(after[0]).Key)
+		}
+		switch {
+		case order < 0:
+			visit(head(before[0]), nil)
+			before = before[1:]
+		case order > 0:
+			visit(nil, head(after[0]))
+			after = after[1:]
+		default:
+			if old, fresh := head(before[0]), head(after[0]); old != fresh && !bytes.Equal(old.JSON, fresh.JSON) {
+				visit(old, fresh)
+			}
+			before, after = before[1:], after[1:]
+		}
+	}
+}

@@ -38,8 +38,8 @@ build() {
 	truncate -s 3G base.img
 	mkfs.ext4 -q -d root base.img
 	rm -rf root
-	LIMIT=1800 boot base.img raw | tee second-stage.log | grep -a -m1 SECOND-STAGE-DONE
-	sleep 5
+	(LIMIT=1800 boot base.img raw) >second-stage.log || true # it powers itself off
+	grep -aq SECOND-STAGE-DONE second-stage.log
 	e2fsck -fy base.img >/dev/null 2>&1 || true
 	touch done
 }
