@@ -18,7 +18,6 @@ install() {
 	result 'the package installs' dpkg -i /mnt/edgepolicyd.deb
 	result 'the daemon runs' systemctl is-active edgepolicyd
 	cp /mnt/pods.yaml /mnt/policy.yaml "$dir"
-	result 'policies are taken' edgepolicyd reload
 	# Whatever starts pods comes after the restored rules: here it is these pods alone.
 	cp /mnt/first-pod /usr/local/sbin/
 	cat >/etc/systemd/system/containerd.service <<'U'
@@ -32,6 +31,7 @@ ExecStart=/bin/sh /usr/local/sbin/first-pod
 WantedBy=multi-user.target
 U
 	systemctl enable -q --now containerd
+	result 'policies are taken' edgepolicyd reload
 	traffic
 	result 'a denied packet is in the journal' journalctl -q -n1 --grep 'denied ingress default/client' EDGEPOLICY_EVENT=denied
 	result 'nothing impairs enforcement' edgepolicyd doctor
