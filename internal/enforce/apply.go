@@ -41,8 +41,9 @@ func (e *Enforcer) update() {
 	e.isolations = e.resolver.Update(e.snapshot)
 	e.nameTable()
 	if e.flushed == nil {
-		e.applyErr = e.apply()
-		e.applyBridgeTable()
+		if e.applyErr = e.apply(); !errors.Is(e.applyErr, errNewer) {
+			e.applyBridgeTable()
+		}
 	}
 	e.measure()
 	e.publish()
@@ -162,6 +163,8 @@ func (e *Enforcer) adopt() error {
 		actual = &ruleset.Table{Name: e.cfg.Table}
 	case !actual.Ours():
 		return fmt.Errorf("table inet %s: %w", e.cfg.Table, nft.ErrForeign)
+	case actual.FormatInForce() > ruleset.Format:
+		return fmt.Errorf("table inet %s %w (format %d, this one knows %d) and is left as it is, in force: install that version again, or take the table away with `edgepolicyd flush`", e.cfg.Table, errNewer, actual.FormatInForce(), ruleset.Format)
 	}
 	if err := e.kernel.Claim(); err != nil {
 		return err
@@ -174,6 +177,9 @@ func (e *Enforcer) adopt() error {
 	}
 	return nil
 }
+
+// errNewer says that the kernel has a table of a format that is not known here.
+var errNewer = errors.New("was made by a later version of edgepolicyd")
 
 // epochs is how many epochs a mask has room for.
 func epochs(mask uint32) int64 { return 1<<bits.OnesCount32(mask) - 1 }

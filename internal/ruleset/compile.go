@@ -45,7 +45,7 @@ type compiledSide struct {
 
 // Compile makes the table. The mark's epoch is written into it as given.
 func (c *Compiler) Compile(list []policy.Isolation, m Mark) *Table {
-	t := &Table{Name: c.name, Mark: m, Counters: map[string]bool{}, Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
+	t := &Table{Name: c.name, Mark: m, Counters: map[string]bool{formatCounter(): true}, Sets: map[string]*Set{}, Chains: map[string]*Chain{}}
 	pods := make(map[inventory.Key]*compiledPod, len(list))
 	sides := make(map[*policy.Side]*compiledSide, len(c.sides))
 	for _, iso := range list {

@@ -11,6 +11,7 @@ package ruleset
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -58,6 +59,25 @@ func (t *Table) Ours() bool {
 		pods := t.Sets["pods_v4"+ending]
 		return pods != nil && slices.Equal(pods.Key, []Type{TypeIPv4})
 	})
+}
+
+// Format is that of the tables that this program makes: of their sets, chains and what
+// they mean. It stands in them as the name of a counter that counts nothing.
+const Format = 1
+
+const formatPrefix = "format-"
+
+func formatCounter() string { return formatPrefix + strconv.Itoa(Format) }
+
+// FormatInForce is the format of a table that was read from the kernel; 0 where it says
+// none, as a table that is half made.
+func (t *Table) FormatInForce() int {
+	for name := range t.Counters {
+		if n, err := strconv.Atoi(strings.TrimPrefix(name, formatPrefix)); err == nil && strings.HasPrefix(name, formatPrefix) {
+			return n
+		}
+	}
+	return 0
 }
 
 // Identifies says whether a set is one of those that Ours looks for: they go to the
