@@ -66,9 +66,10 @@ func (e *Enforcer) apply() error {
 		}
 		errs = append(errs, err)
 		e.closeKernel() // the socket may be in any state: read everything anew
-		if e.showing.Log && refused(err) {
-			// The kernel may lack what it needs to show packets (nft_log, nft_limit,
-			// nfnetlink_log): enforcement comes first.
+		if e.showing.Log && len(errs) > 1 && refused(err) {
+			// It is refused though the kernel's table was read anew, so that it is not
+			// another program's change: the kernel may lack what it needs to show packets
+			// (nft_log, nft_limit, nfnetlink_log). Enforcement comes first.
 			e.show(false)
 			if e.applyOnce() == nil {
 				e.logErr = fmt.Errorf("the kernel refuses the rules that show them: %w: it needs nft_log, nft_limit and nfnetlink_log (edgepolicyd doctor)", err)
