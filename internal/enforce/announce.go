@@ -21,7 +21,6 @@ const maxNamed = 10
 // applied is a change that the kernel has taken and that was not announced yet.
 type applied struct {
 	transactions int
-	restricts    bool
 	took         time.Duration
 }
 

@@ -136,7 +136,7 @@ func (e *Enforcer) applyOnce() error {
 	e.generation++
 	e.lastApply = time.Now()
 	e.noteGeneration(before + uint32(len(change.Transactions)))
-	e.applied = &applied{transactions: len(change.Transactions), restricts: change.Restricts, took: took}
+	e.applied = &applied{transactions: len(change.Transactions), took: took}
 	if change.Restricts {
 		if len(old.Chains) > 0 && !e.cfg.Restoring {
 			e.restricted(old, change.Target)

@@ -20,6 +20,7 @@ type drift struct {
 	looked   time.Time     // the last time
 	cost     time.Duration // of the last time
 	repaired []time.Time   // within the last minute
+	fight    bool          // maxRepairs of them: told as a reason to be degraded
 }
 
 const (
@@ -74,6 +75,7 @@ func (e *Enforcer) check() {
 	}
 	e.repairs.Add(1)
 	e.drift.repaired = append(e.drift.repaired, time.Now())
+	e.drift.fight = len(e.drift.recent()) >= maxRepairs
 	if got != nil && got.Ours() && err == nil {
 		e.actual, e.bumps = got, epochs(e.cfg.Options.MarkMask) // nobody knows which stamps are about
 	} else {
@@ -83,10 +85,6 @@ func (e *Enforcer) check() {
 		took := time.Since(begin)
 		audit.TableRepaired.Log(e.log, fmt.Sprintf("table %s is as it should be again, after %s", e.cfg.Table, took.Round(time.Microsecond)),
 			slog.Uint64(audit.KeyGeneration, e.generation), slog.Int64(audit.KeyDuration, took.Microseconds()))
-	}
-	if n := len(e.drift.recent()); n == maxRepairs {
-		audit.Degraded.Log(e.log, fmt.Sprintf("another program changes table %s again and again: it was put right %d times within a minute, and is looked at every %s from now on; find the program (table-drift names it) and stop it", e.cfg.Table, n, checkEvery),
-			slog.String(audit.KeyReason, "another program fights over the table"))
 	}
 }
 

@@ -35,13 +35,14 @@ func (e *Enforcer) forgetNames() {
 	}
 }
 
-// lookAtLog finds out whether packets are shown, and has all policies in force told
+// lookAtLog finds out whether packets are shown, and whether another program still
+// fights over the table, and has all policies in force told
 // anew where messages of the log were lost.
 func (e *Enforcer) lookAtLog() {
 	e.forgetNames()
-	err := e.denied.Err()
-	if changed := (err == nil) != (e.deniedErr == nil); changed {
-		e.deniedErr = err
+	err, fight := e.denied.Err(), len(e.drift.recent()) >= maxRepairs
+	if (err == nil) != (e.deniedErr == nil) || fight != e.drift.fight {
+		e.deniedErr, e.drift.fight = err, fight
 		e.publish()
 	}
 	if lost := audit.Lost(e.log); lost != e.lost && e.announced != nil && e.inForce() {

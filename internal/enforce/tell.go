@@ -115,6 +115,9 @@ func (e *Enforcer) reasons(s *status.Status) (failed, degraded []reason) {
 	if e.bridgeErr != nil && len(e.wiring.bridges)+len(e.wiring.out.Ports) > 0 {
 		add("pods on one bridge can send as each other, or past the filter with VLAN tags: " + e.bridgeErr.Error())
 	}
+	if e.drift.fight {
+		add(fmt.Sprintf("another program changes table %s again and again: it was put right %d times within a minute, and is looked at every %s only; find the program (table-drift names it) and stop it", e.cfg.Table, maxRepairs, checkEvery))
+	}
 	add(e.refusedRanges...)
 	for _, w := range e.waiting {
 		degraded = append(degraded, because(w.text, w.pod, audit.PodHeld, audit.Recovered, slog.String(audit.KeyPod, w.pod), slog.String(audit.KeyReason, "no source has told its labels")))

@@ -264,3 +264,19 @@ func TestAuditEscapes(t *testing.T) {
 		}
 	}
 }
+
+// A program that changes the table again and again is named as what it is: a reason
+// to be degraded.
+func TestAuditFight(t *testing.T) {
+	w := newWorld(t, topologies[0], "")
+	w.pods(web, client)
+	w.nft("table inet edgepolicyd { }") // the daemon can't own it
+	w.must(w.Write("policies.yaml", denyWeb))
+	w.must(w.Start())
+	for i := range 10 {
+		w.nft("flush chain inet edgepolicyd in-default/web")
+		w.eventually("it is put right", func() bool { return len(w.events("table-repaired")) == i+1 })
+	}
+	w.degraded("another program changes table edgepolicyd again and again")
+	w.see("enforced all the same", "client web 80 no\n")
+}
