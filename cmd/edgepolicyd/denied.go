@@ -138,7 +138,9 @@ func (a *app) suggest(ctx context.Context, client *status.Client, list []status.
 		documents = append(documents, text)
 		// What it allows need not be suggested again.
 		for _, doc := range manifest.Decode("suggested", "", []byte(text)).Documents {
-			s.Policies = append(s.Policies, doc.Policy)
+			if doc.Policy != nil {
+				s.Policies = append(s.Policies, doc.Policy)
+			}
 		}
 		slices.SortFunc(s.Policies, func(a, b *inventory.Policy) int { return a.Key.Compare(b.Key) })
 	}

@@ -11,8 +11,12 @@ import (
 
 // TestConfigurationDocument: docs/configuration.md says what the program knows.
 func TestConfigurationDocument(t *testing.T) {
-	const file = "../../docs/configuration.md"
-	want := configurationDocument()
+	upToDate(t, "../../docs/configuration.md", configurationDocument())
+}
+
+// upToDate says that a document is what is made here, or with -update makes it so.
+func upToDate(t *testing.T, file, want string) {
+	t.Helper()
 	if *update {
 		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
@@ -23,7 +27,7 @@ func TestConfigurationDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(got) != want {
-		t.Errorf("%s is out of date: go test ./cmd/edgepolicyd -run Document -update", file)
+		t.Errorf("%s is out of date: go test ./cmd/edgepolicyd -run %s -update", file, t.Name())
 	}
 }
 

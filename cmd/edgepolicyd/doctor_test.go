@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -52,20 +51,7 @@ ok
 
 // TestDoctorDocument: docs/doctor.md lists the checks that there are.
 func TestDoctorDocument(t *testing.T) {
-	const file = "../../docs/doctor.md"
-	want := doctorDocument()
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Errorf("%s is out of date: go test ./cmd/edgepolicyd -run Document -update", file)
-	}
+	upToDate(t, "../../docs/doctor.md", doctorDocument())
 }
 
 func doctorDocument() string {

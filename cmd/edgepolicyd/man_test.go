@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -20,19 +19,7 @@ func TestManPages(t *testing.T) {
 		"edgepolicyd.8":      commandPage((&app{}).root()),
 		"edgepolicyd.conf.5": configurationPage(),
 	} {
-		file := "../../packaging/man/" + name
-		if *update {
-			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		got, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(got) != want {
-			t.Errorf("%s is out of date: go test ./cmd/edgepolicyd -run ManPages -update", file)
-		}
+		upToDate(t, "../../packaging/man/"+name, want)
 	}
 }
 
